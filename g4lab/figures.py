@@ -35,7 +35,7 @@ def house_style() -> None:
             "axes.edgecolor": MUTED,
             "axes.labelcolor": INK,
             "axes.titlesize": 11.5,
-            "axes.titleweight": "semibold",
+            "axes.titleweight": "bold",
             "axes.titlelocation": "left",
             "axes.titlepad": 10,
             "axes.spines.top": False,

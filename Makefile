@@ -1,0 +1,58 @@
+# make run    notebooks, records and an HTML report under runs/, on this machine's profile
+# make test   everything CI runs
+# make lab    JupyterLab on notebooks/      make setup  the environment alone      make clean  remove what these made
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+READY := .venv/.ready
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+# A named step that prints how long it took and fails as its command fails.
+define step
+@echo "=== $(1)"; start=$$SECONDS; $(2); echo "=== $(1): $$((SECONDS - start)) s"
+endef
+
+.PHONY: help setup run test lab clean lint unit server nbval wheel
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@for p in $(PYTHON) python3 python3.12 python3.13 python3.11; do \
+	  if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$p; break; fi; done; \
+	if [ -z "$${found:-}" ]; then echo "g4lab needs Python >= 3.11; none found (set PYTHON=/path/to/python)" >&2; exit 1; fi; \
+	echo "=== .venv with $$($$found --version)"; [ -x $(BIN)/python ] || $$found -m venv .venv
+	$(call step,install (about 5 GB; minutes),$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --no-deps -r requirements.lock | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-120)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+run: setup
+	$(call step,run,$(BIN)/g4lab run)
+
+test: setup
+	@start=$$SECONDS; $(MAKE) --no-print-directory lint unit server nbval wheel; echo "=== make test: $$((SECONDS - start)) s"
+
+lint: setup
+	$(call step,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+
+unit: setup
+	$(call step,unit and property tests,$(BIN)/python -m pytest -m "not server")
+
+server: setup
+	$(call step,tests on the real SGLang server,$(BIN)/python -m pytest -m server -v)
+
+nbval: setup
+	$(call step,notebooks as tests,$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --timeout 900 -v notebooks/*.ipynb)
+
+wheel: setup
+	$(call step,wheel,$(BIN)/python .ci/check_wheel.py)
+
+lab: setup
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
