@@ -17,8 +17,8 @@ from g4lab.patches import sglang_plugin
 from g4lab.runners import standin
 assert spec("26b-a4b").num_experts == 128
 assert "site-packages" in g4lab.__file__, g4lab.__file__
-assert [e.value for e in m.entry_points(group="sglang.srt.plugins", name="g4lab")] == ["g4lab.patches.sglang_plugin:register"]
-assert [e.value for e in m.entry_points(group="console_scripts", name="g4lab")] == ["g4lab.cli:main"]
+points = {(e.group, e.value) for e in m.distribution("g4lab").entry_points}
+assert points == {("sglang.srt.plugins", "g4lab.patches.sglang_plugin:register"), ("console_scripts", "g4lab.cli:main")}
 heavy = {"torch", "triton", "transformers", "sglang"} & set(sys.modules)
 assert not heavy, heavy
 print("imports g4lab", g4lab.__version__, "with", len(patches.REGISTRY), "patches")
