@@ -115,13 +115,13 @@ def _library(name: str, meaning: str) -> Finding:
 
 
 def _sglang() -> Finding:
-    version, supported = env.versions()["sglang"], patches.SUPPORTED_SGLANG
+    version = env.versions()["sglang"]
     if not version:
         return Finding("SGLang", "missing", "not installed", "serving", needed=True)
     from packaging.specifiers import SpecifierSet
 
-    inside = SpecifierSet(supported).contains(version)
-    detail = f"{version}, {'inside' if inside else 'OUTSIDE'} {supported}"
+    inside = SpecifierSet(patches.SUPPORTED_SGLANG).contains(version)
+    detail = f"{version}, {'inside' if inside else 'outside'} {patches.SUPPORTED_SGLANG}"
     return Finding(
         "SGLang", "ok" if inside else "limited", detail, "the server that notebooks and tests run", needed=True
     )
@@ -131,7 +131,7 @@ def _hook_targets() -> list[Finding]:
     if not env.versions()["sglang"]:
         return []
     rows = patches.targets_report()
-    lost = [f"{row.patch}: {row.target}" for row in rows if not row.found]
+    lost = [f"{row.patch}: {row.why}" for row in rows if not row.found]
     if not lost:
         return [Finding("hook targets", "ok", f"{len(rows)} of {len(rows)} found", "every patch finds what it changes")]
     detail = f"{len(rows) - len(lost)} of {len(rows)} found; missing {'; '.join(lost)}"
