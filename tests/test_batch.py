@@ -171,7 +171,7 @@ def two_books(tmp_path):
     return ["run", quick, slow, "--profile", profile, "--out", tmp_path / "run"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_leaves_nothing_behind_and_resumes(tmp_path, two_books, number):
     process = start_cli(*two_books)
     wait_for((tmp_path / "pid").exists)
