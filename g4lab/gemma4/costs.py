@@ -136,15 +136,6 @@ def step_cost(
         return Cost(part, weights * dtype_bytes, 2.0 * weights * tokens)
 
     head = Cost("LM head", count["embedding"] * dtype_bytes, 2.0 * count["embedding"] * batch)
-    experts = (
-        Cost(
-            "router and experts",
-            count["router"] * dtype_bytes + expert_bytes(spec, tokens, dtype_bytes, probabilities),
-            2.0 * tokens * (count["router"] + count["experts"] * spec.top_k_experts / spec.num_experts),
-        )
-        if spec.is_moe
-        else Cost("router and experts", 0.0, 0.0)
-    )
     ple = dense("per-layer input", count["per-layer input"])
     rows = tokens * spec.num_hidden_layers * spec.hidden_size_per_layer_input  # looked up in the per-layer embedding
     return [
@@ -152,11 +143,20 @@ def step_cost(
         _attention(spec, SLIDING, "KV, sliding layers", new_tokens, context, batch, dtype_bytes),
         _attention(spec, FULL, "KV, full layers", new_tokens, context, batch, dtype_bytes),
         dense("dense MLP", count["dense MLP"]),
-        experts,
+        _moe(spec, tokens, dtype_bytes, probabilities),
         Cost(ple.part, ple.bytes + rows * dtype_bytes, ple.flops),
         head,
         Cost("norms", count["norms"] * dtype_bytes, 0.0),
     ]
+
+
+def _moe(spec: Spec, tokens: int, dtype_bytes: float, probabilities: Sequence[float] | None) -> Cost:
+    """Router and the experts it picks. The router's scales move bytes and do no matrix work."""
+    if not spec.is_moe:
+        return Cost("router and experts", 0.0, 0.0)
+    moved = parameters(spec)["router"] * dtype_bytes + expert_bytes(spec, tokens, dtype_bytes, probabilities)
+    rows = spec.num_experts + spec.top_k_experts * 3 * spec.moe_intermediate_size  # of H weights each, per token
+    return Cost("router and experts", moved, 2.0 * tokens * spec.num_hidden_layers * rows * spec.hidden_size)
 
 
 def _attention(spec: Spec, kind: str, part: str, new_tokens: int, context: int, batch: int, dtype_bytes: float) -> Cost:
