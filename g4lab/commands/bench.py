@@ -1,0 +1,101 @@
+"""Prove kernels bit for bit on this machine's GPU, then time them beside eager PyTorch, SGLang, vLLM and the floor."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help=__doc__,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _bench() -> None:
+    """Keeps `router` a command of its own, beside the kernels to come."""
+
+
+@app.command()
+def router(
+    records_dir: Annotated[
+        Path | None, typer.Option("--records", help="Folder for the records.", show_default="this run's records")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=10, help="Samples per provider and size.")] = 200,
+    rows: Annotated[int, typer.Option(min=1, help="Random rows of each bit-equality check.")] = 1_048_576,
+) -> None:
+    """Gemma-4's router: bit-equality with eager first, then time under CUDA-graph replay.
+
+    Without a GPU it says what could not run and why, and times nothing.
+
+    Examples:
+
+    - `g4lab bench router --records data/records/nvidia-h200`
+    - `g4lab bench router --rounds 50 --rows 65536`
+    """
+    from rich.console import Console
+
+    from g4lab import records
+    from g4lab.bench import router as bench
+    from g4lab.bench import timing
+    from g4lab.errors import G4LabError, Unavailable
+
+    console = Console()
+    try:
+        timing.require_gpu()
+    except Unavailable:
+        console.print(_table(bench.availability()))
+        raise
+
+    folder = records_dir or records.where()
+    with _bar("bit-equality") as advance:
+        proofs = bench.prove(rows, progress=advance)
+    for tokens, proof in proofs:
+        values = {"ulps": {str(ulp): n for ulp, n in proof.ulps.items()}, **proof.summary()}
+        parameters = {name: values.pop(name) for name in ("dtype", "rounding", "logits")}
+        parameters |= {"tokens_per_call": tokens, "seed": proof.seed}
+        records.append(records.new_record("router.bits", values, parameters), folder / "router.bits.jsonl")
+    failed = [f"{p.dtype} {p.logits} T={t}" for t, p in proofs if not p.bit_identical]
+    console.print(f"bit-identical to eager: {len(proofs) - len(failed)} of {len(proofs)} checks")
+
+    before = timing.clocks()
+    with _bar("timing") as advance:
+        frame = bench.measure(rounds=rounds, progress=advance)
+    clocks = {"clocks_before": before, "clocks_after": timing.clocks()}
+    keys = ["tokens", "num_experts", "top_k", "dtype", "provider", "reading"]
+    for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+        parameters = {key: row.pop(key) for key in keys}
+        path = folder / "router.latency.jsonl"
+        records.append(records.new_record("router.latency", {**row, **clocks}, parameters), path)
+    console.print(_table(frame.round(3)))
+    console.print(f"records in {folder}")
+    if failed:
+        raise G4LabError("not bit-identical to eager: " + "; ".join(failed))
+
+
+def _table(frame):
+    from rich.table import Table
+
+    table = Table(*map(str, frame.columns))
+    for row in frame.itertuples(index=False):
+        table.add_row(*["" if value != value else str(value) for value in row])
+    return table
+
+
+def _bar(what: str):
+    """Context manager that yields a progress callback (done, total)."""
+    import contextlib
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextlib.contextmanager
+    def bar():
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task(what, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+    return bar()

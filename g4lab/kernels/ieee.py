@@ -1,0 +1,47 @@
+"""Arithmetic with one defined result, compiled or interpreted: the steps that a bit-exact kernel is made of.
+
+Triton's defaults trade the last bit for speed: `tl.exp` is a multiply and `ex2.approx`, `/` is `div.full`, and
+multiply-add is contracted into fma. Eager PyTorch uses CUDA's accurate expf, IEEE division and no contraction across
+operators. The functions here emit eager's instructions when compiled, and their correctly rounded meaning in the
+interpreter, which has no libdevice and truncates fp32 to bf16. Launch kernels built on them with `LAUNCH_OPTIONS`.
+"""
+
+import triton
+import triton.language as tl
+from triton import knobs
+from triton.language.extra import libdevice
+
+# Contracting a multiply and an add of the source into fma, or flushing subnormals, would change results.
+LAUNCH_OPTIONS = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
+
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+
+@triton.jit
+def exp(x):
+    """e**x in fp32: CUDA's accurate expf when compiled, the correctly rounded value in the interpreter."""
+    return tl.exp(x.to(tl.float64)).to(tl.float32) if INTERPRETED else libdevice.exp(x)
+
+
+@triton.jit
+def round_to(x, dtype: tl.constexpr):
+    """fp32 `x` rounded to the nearest even value of `dtype`, held in fp32."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        result = tl.where(x != x, x, bits.to(tl.float32, bitcast=True))
+    else:
+        result = x.to(dtype).to(tl.float32)
+    return result
+
+
+@triton.jit
+def butterfly_sum(x, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Sum over the last axis of [ROWS, COLS] in the order of a warp's shuffles at distance COLS/2, ..., 2, 1."""
+    if COLS == 1:
+        result = tl.reshape(x, [ROWS])
+    else:
+        HALF: tl.constexpr = COLS // 2
+        halves = tl.reshape(x, [ROWS, 2, HALF])
+        result = butterfly_sum(tl.sum(halves, axis=1), ROWS, HALF)
+    return result

@@ -1,0 +1,21 @@
+"""Kernels that can be compiled ahead of time, by name: where the function that returns their CompileCase lives.
+
+A new kernel adds its line here and a `compile_case(**choices)` in its module.
+"""
+
+import importlib
+
+from g4lab.errors import bad
+
+CASES = {
+    "router": "g4lab.kernels.router:compile_case",
+    "sglang_router": "g4lab.tuning.peers:sglang_router",
+}
+
+
+def find(name: str):
+    """The function that builds `name`'s CompileCase. Raises BadInput for a name that is not in CASES."""
+    if name not in CASES:
+        raise bad("kernel", name, "one of " + ", ".join(CASES))
+    module, function = CASES[name].split(":")
+    return getattr(importlib.import_module(module), function)
