@@ -1,0 +1,15 @@
+"""Runs of whole models: transformers in this process, SGLang's real server, and SGLang's benchmark client."""
+
+import importlib
+
+_HOME = {
+    "Server": "server",
+    "sglang_server": "server",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,62 @@
+"""Patch `router`: SGLang's Gemma-4 routing by g4lab's one-launch kernel, bit-identical to the eager chain by default.
+
+SGLang 0.5.21 routes on CUDA by its own fused kernel, which is not bit-identical to the eager chain (SGLang PR #26588
+took such a fusion out again after it cost accuracy under MTP), and on the CPU by the eager chain itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+from g4lab import env
+from g4lab.patches.counting import count
+from g4lab.patches.registry import Device, Hook, Patch
+
+ROUNDINGS = ("eager", "fp32")
+
+
+@functools.cache
+def rounding() -> str:
+    """$G4LAB_ROUTER_ROUNDING, read once for each process: "eager" (as the logits' dtype rounds) or "fp32"."""
+    return os.environ.get("G4LAB_ROUTER_ROUNDING") or "eager"
+
+
+def _fused_routing(gating_output, per_expert_scale, topk):
+    """Stands in for SGLang's gemma4_fused_routing: [T, E] logits, [E] scales -> fp32 [T, K] and int32 [T, K]."""
+    from g4lab.kernels.router import route
+
+    count("router")
+    return route(gating_output, per_expert_scale, topk, rounding=rounding())
+
+
+def _route_this_layer(result, moe, *args, **kwargs):
+    """After Gemma4MoE.__init__: the layer's routing function sits in a closure, so put ours in its place."""
+
+    def routing(hidden_states, gating_output, topk, renormalize):
+        return _fused_routing(gating_output, moe.per_expert_scale, topk)
+
+    moe.topk.topk_config.custom_routing_function = routing
+
+
+def _declines(device: Device) -> str | None:
+    if rounding() not in ROUNDINGS:
+        return f"G4LAB_ROUTER_ROUNDING is {rounding()!r}, expected {' or '.join(ROUNDINGS)}"
+    if device == "cpu" and not env.interpreting():
+        return "on a CPU its Triton kernel runs in the interpreter only: set TRITON_INTERPRET=1"
+    return None
+
+
+PATCH = Patch(
+    name="router",
+    effect="routes in one launch, bit-identical to the eager chain (G4LAB_ROUTER_ROUNDING=eager, default) or in fp32",
+    source="SGLang PR #26588",
+    hooks=(
+        Hook("sglang.kernels.ops.moe.gemma4_routing.gemma4_fused_routing", "replace", _fused_routing, device="cuda"),
+        Hook("sglang.srt.models.gemma4_causal.Gemma4MoE.__init__", "after", _route_this_layer, device="cpu"),
+    ),
+    requires="a CUDA GPU, or TRITON_INTERPRET=1 on a CPU",
+    counts="calls of the routing function",
+    kernel="_route_kernel",
+    declines=_declines,
+)

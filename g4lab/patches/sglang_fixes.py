@@ -1,0 +1,85 @@
+"""Corrections of SGLang 0.5.21, on by default: each makes the served tokens those of transformers again."""
+
+from __future__ import annotations
+
+from g4lab.patches.counting import count
+from g4lab.patches.registry import Hook, Patch
+
+
+def _let_norm_scale(result, router, *args, **kwargs):
+    """After Gemma4Router.fuse_scale folded the router's scale into the norm's weight: let the native norm use it."""
+    router.norm.with_scale = True
+    count("router_scale")
+
+
+ROUTER_SCALE = Patch(
+    name="router_scale",
+    effect="applies the router's learned scale where SGLang's native RMSNorm drops it (CPU, ROCm)",
+    source="SGLang PR #32131",
+    hooks=(Hook("sglang.srt.models.gemma4_causal.Gemma4Router.fuse_scale", "after", _let_norm_scale),),
+    counts="routers corrected, one for each MoE layer",
+    default_on=True,
+)
+
+
+def _widened(original, backend, *args, **kwargs):
+    """Run `original` with a window one key wider, where it is a target's.
+
+    A decode step's seq_lens counts the token being decoded, but SGLang's window size counts the keys before it. The
+    same holds for the CUDA-graph buffer that is sized by it. Draft backends keep SGLang's count: the scheduler frees
+    window slots by the target's position, and a frozen-KV draft looks from one token further back.
+    """
+    if not backend.sliding_window_size or getattr(backend, "is_draft_runner", False):
+        return original(backend, *args, **kwargs)
+    count("swa_decode_window")
+    backend.sliding_window_size += 1
+    try:
+        return original(backend, *args, **kwargs)
+    finally:
+        backend.sliding_window_size -= 1
+
+
+def _eager_step(original, backend, forward_batch, *args, **kwargs):
+    if not forward_batch.forward_mode.is_decode_or_idle():
+        return original(backend, forward_batch, *args, **kwargs)
+    return _widened(original, backend, forward_batch, *args, **kwargs)
+
+
+_TRITON = "sglang.srt.layers.attention.triton_backend.TritonAttnBackend."
+
+SWA_DECODE_WINDOW = Patch(
+    name="swa_decode_window",
+    effect="lets sliding-window decode on the Triton backend attend its whole window, not one key less",
+    source="SGLang PR #32087",
+    hooks=(
+        Hook(_TRITON + "init_forward_metadata", "around", _eager_step),
+        Hook(_TRITON + "_update_decode_kv_buffers", "around", _widened),
+        Hook(_TRITON + "init_cuda_graph_state", "around", _widened),
+    ),
+    counts="decode steps and graph buffers widened (eager steps, CUDA-graph captures and replays)",
+    default_on=True,
+)
+
+
+def _without_empty_proxy(original, *args, **kwargs):
+    """The scheduler without overlap passes pp_proxy_tensors=None, which the frozen-KV MTP worker does not take."""
+    if kwargs.get("pp_proxy_tensors", ...) is None:
+        del kwargs["pp_proxy_tensors"]
+        count("mtp_pp_proxy")
+    return original(*args, **kwargs)
+
+
+MTP_PP_PROXY = Patch(
+    name="mtp_pp_proxy",
+    effect="lets Gemma-4's MTP assistant run with --disable-overlap-schedule",
+    source="seen in SGLang 0.5.21",
+    hooks=(
+        Hook(
+            "sglang.srt.speculative.frozen_kv_mtp_worker_v2.FrozenKVMTPWorkerV2.forward_batch_generation",
+            "around",
+            _without_empty_proxy,
+        ),
+    ),
+    counts="batches freed of the argument",
+    default_on=True,
+)

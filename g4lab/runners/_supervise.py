@@ -1,0 +1,62 @@
+"""Runs one server until it ends or this process is told to stop, and then ends all that the server had started.
+
+python -m g4lab.runners._supervise LOG COMMAND...   SIGTERM stops it; it exits with the command's code, or 128 + signal.
+
+A server's workers must not outlive it, however it or the notebook that started it died. So this process stands between
+the two: the kernel signals it when the notebook dies and kills the server when it dies itself (children.start), and as
+a subreaper it inherits the workers of a server that was killed, so that none can hide from it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+
+from g4lab import children
+
+_PR_SET_CHILD_SUBREAPER = 36
+GRACE_S = 1.0  # for a server that was asked to end
+
+
+class _Stop(BaseException):
+    pass
+
+
+def main(log: str, *command: str) -> int:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    server = children.start(command, log=Path(log))
+    try:
+        code = server.wait()
+    except _Stop:
+        children.stop(server, grace_s=GRACE_S)
+        code = server.returncode
+    _end_all()
+    return code if code >= 0 else 128 - code
+
+
+def _stop(number, frame):
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    raise _Stop
+
+
+def _end_all() -> None:
+    """Kill every descendant; again, while some were started meanwhile."""
+    while left := psutil.Process().children(recursive=True):
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(left, timeout=5)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
