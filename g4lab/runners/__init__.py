@@ -3,8 +3,15 @@
 import importlib
 
 _HOME = {
+    "BenchResult": "results",
+    "Comparison": "comparison",
+    "RunResult": "generate",
     "Server": "server",
+    "ab": "comparison",
+    "bench_serving": "client",
+    "parse_bench": "parse",
     "sglang_server": "server",
+    "transformers_run": "generate",
 }
 __all__ = sorted(_HOME)
 
