@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -19,32 +20,22 @@ import psutil
 from g4lab import children
 
 _PR_SET_CHILD_SUBREAPER = 36
+_POLL_S = 0.1
 GRACE_S = 1.0  # for a server that was asked to end
 
 
-class _Stop(BaseException):
-    pass
-
-
 def main(log: str, *command: str) -> int:
+    asked: list[int] = []  # the handler only notes the signal: an exception could interrupt the clean-up below
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: asked.append(number))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
     server = children.start(command, log=Path(log))
-    try:
-        code = server.wait()
-    except _Stop:
-        children.stop(server, grace_s=GRACE_S)
-        code = server.returncode
+    while server.poll() is None and not asked:
+        time.sleep(_POLL_S)
+    children.stop(server, grace_s=GRACE_S)
     _end_all()
-    return code if code >= 0 else 128 - code
-
-
-def _stop(number, frame):
-    for other in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(other, signal.SIG_IGN)
-    raise _Stop
+    return server.returncode if server.returncode >= 0 else 128 - server.returncode
 
 
 def _end_all() -> None:

@@ -20,6 +20,8 @@ from g4lab.patches import counting
 from g4lab.runners.server_command import Launch, server_command
 
 _POLL_S = 0.2
+_HEALTH_S = 30.0  # the health endpoint has the server generate a token, which an interpreted kernel may make slow
+_ANSWER_S = 1800.0
 
 
 class Server:
@@ -43,17 +45,19 @@ class Server:
         """The last lines of the server's log."""
         return children.last_lines(self.log_path, lines)
 
-    def generate(
-        self, input_ids: Sequence[int], max_new_tokens: int, *, timeout_s: float = 600, **sampling
-    ) -> list[int]:
+    def generate(self, input_ids: Sequence[int], max_new_tokens: int, **sampling) -> list[int]:
         """The tokens that the server adds to one prompt, greedily unless `sampling` says otherwise.
 
         sampling: SGLang's sampling parameters, such as temperature=1.0 or ignore_eos=True. Raises Unavailable when the
-        server dies or does not answer in time.
+        server dies meanwhile.
         """
+        return self.answer(input_ids, max_new_tokens, **sampling)["output_ids"]
+
+    def answer(self, input_ids: Sequence[int], max_new_tokens: int, **sampling) -> dict:
+        """As generate, with all that SGLang says: output_ids, text, and meta_info with its times and MTP counters."""
         sampling = {"temperature": 0.0, "max_new_tokens": max_new_tokens} | sampling
         body = {"input_ids": list(input_ids), "sampling_params": sampling}
-        return self._ask("POST", "/generate", json=body, timeout=timeout_s)["output_ids"]
+        return self._ask("POST", "/generate", json=body, timeout=_ANSWER_S)
 
     def info(self) -> dict:
         """SGLang's /server_info: resolved arguments and, in internal_states, the scheduler's memory and counters."""
@@ -100,7 +104,7 @@ class Server:
         while True:
             self.check()
             with contextlib.suppress(requests.RequestException):
-                if self._session.get(self.url + "/health", timeout=10).ok:
+                if self._session.get(self.url + "/health", timeout=_HEALTH_S).ok:
                     break
             if time.monotonic() > deadline:
                 raise Unavailable(

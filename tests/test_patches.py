@@ -1,0 +1,317 @@
+"""The patch registry, its grammar and counters, and the router patch on a real transformers model."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from g4lab import patches
+from g4lab.errors import BadInput, G4LabError
+from g4lab.gemma4 import spec
+from g4lab.patches import REGISTRY, counting, dummy_weights, parse, router
+from g4lab.patches.registry import Hook, Patch, build
+
+FIXES = ("router_scale", "swa_decode_window", "mtp_pp_proxy")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (None, FIXES),
+        ("", FIXES),
+        ("default", FIXES),
+        ("none", ()),
+        ("all", ("router", *FIXES)),
+        ("router", ("router", *FIXES)),
+        ("none,router", ("router",)),
+        ("router,-router_scale", ("router", "swa_decode_window", "mtp_pp_proxy")),
+        (" all , -router , spread_dummy ", (*FIXES, "spread_dummy")),
+        ("router,-router", FIXES),
+        ("none,-router", ()),
+    ],
+)
+def test_grammar(text, names):
+    assert parse(text) == names
+
+
+@pytest.mark.parametrize("text", ["routr", "router,none", "-all", "router scale", "default,all"])
+def test_unknown_patch_is_one_line_that_lists_the_known(text):
+    with pytest.raises(BadInput) as error:
+        parse(text)
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(name in message for name in REGISTRY)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(sorted(REGISTRY)))))
+def test_the_last_word_on_a_patch_counts(words):
+    text = ",".join(["none", *("-" * minus + name for minus, name in words)])
+    last = {name: minus for minus, name in words}
+    assert set(parse(text)) == {name for name, minus in last.items() if not minus}
+
+
+def test_every_patch_says_what_it_is():
+    for name, patch in REGISTRY.items():
+        assert patch.name == name
+        assert all((patch.effect, patch.source, patch.counts, patch.requires, patch.hooks))
+        assert "\n" not in patch.effect
+        assert not (patch.default_on and patch.opt_in)
+
+
+def _patch(name, kind="replace", target="a.b", device=None):
+    return Patch(name, "effect", "source", (Hook(target, kind, print, device),), "calls")
+
+
+def test_conflicting_registrations_raise():
+    with pytest.raises(G4LabError, match="one and two both replace"):
+        build([_patch("one"), _patch("two")])
+    with pytest.raises(G4LabError, match="two patches are named one"):
+        build([_patch("one"), _patch("one", target="c.d")])
+    assert set(build([_patch("one"), _patch("two", kind="around")])) == {"one", "two"}
+
+
+def test_router_patch_hooks_one_path_for_each_device():
+    (cuda,) = REGISTRY["router"].hooks_on("cuda")
+    (cpu,) = REGISTRY["router"].hooks_on("cpu")
+    assert cuda.kind == "replace"
+    assert cuda.target.endswith("gemma4_fused_routing")
+    assert cpu.target.endswith("Gemma4MoE.__init__")
+
+
+def test_router_patch_declines_with_the_reason(monkeypatch):
+    declines = REGISTRY["router"].declines
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert "TRITON_INTERPRET=1" in declines("cpu")
+    assert declines("cuda") is None
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert declines("cpu") is None
+    monkeypatch.setenv("G4LAB_ROUTER_ROUNDING", "bf16")
+    router.rounding.cache_clear()
+    try:
+        assert "'bf16', expected eager or fp32" in declines("cuda")
+    finally:
+        router.rounding.cache_clear()
+
+
+COUNTING = """
+import os, sys, time
+from g4lab.patches import counting
+counting.set_state("router", sys.argv[1])
+for _ in range(1000):
+    counting.count("router")
+counting.note("expert_load", [int(sys.argv[2])])
+if os.fork() == 0:
+    counting.count("forked")
+    time.sleep(2 * counting.INTERVAL_S)
+    os._exit(0)
+os.wait()
+time.sleep(2 * counting.INTERVAL_S)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_counters_of_processes_add_up_although_they_are_killed(tmp_path):
+    env = os.environ | {"G4LAB_COUNTERS_DIR": str(tmp_path / "counters")}
+    runs = [subprocess.Popen([sys.executable, "-c", COUNTING, *args], env=env) for args in (("on", "1"), ("off", "2"))]
+    assert [run.wait(60) for run in runs] == [-9, -9]
+    assert patches.counters(tmp_path / "counters") == {"router": 2000, "forked": 2}
+    assert patches.states(tmp_path / "counters") == {"router": "off"}
+    assert sorted(patches.notes(tmp_path / "counters", "expert_load")) == [[1], [2]]
+
+
+def test_counting_writes_nothing_where_no_folder_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.delenv("G4LAB_COUNTERS_DIR", raising=False)
+    counting.count("test_only")
+    assert patches.counters(tmp_path / "nothing") == {}
+
+
+def test_targets_are_where_the_installed_sglang_has_them():
+    rows = patches.targets_report()
+    assert {row.patch for row in rows} == set(REGISTRY)
+    assert [row for row in rows if not row.found] == []
+
+
+def test_a_missing_target_is_named(monkeypatch):
+    targets = {
+        "m": "sglang.srt.no_such_module.f",
+        "c": "sglang.srt.models.gemma4_causal.NoClass.forward",
+        "f": "sglang.srt.models.gemma4_causal.Gemma4Router.no_method",
+    }
+    fake = build(_patch(name, target=target) for name, target in targets.items())
+    monkeypatch.setattr("g4lab.patches.sglang_targets.REGISTRY", fake)
+    why = {row.patch: row.why for row in patches.targets_report()}
+    assert why["m"] == "no module sglang/srt/no_such_module.py"
+    assert why["c"] == "sglang/srt/models/gemma4_causal.py defines no NoClass.forward"
+    assert why["f"] == "sglang/srt/models/gemma4_causal.py defines no Gemma4Router.no_method"
+
+
+def _model(name="tiny-moe", dtype=torch.float32):
+    from transformers import Gemma4ForCausalLM
+
+    torch.manual_seed(0)
+    model = Gemma4ForCausalLM(spec(name).hf_config()).to(dtype).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith(("router.scale", "per_expert_scale")):
+                parameter.uniform_(0.3, 3.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return _model()
+
+
+IDS = torch.randint(3, 900, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+def _logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def test_transformers_router_patch_agrees_and_leaves_no_trace(model):
+    before = _logits(model)
+    routers = [module for module in model.modules() if type(module).__name__ == "Gemma4TextRouter"]
+    forwards, state = [r.forward.__func__ for r in routers], {k: v.clone() for k, v in model.state_dict().items()}
+    inner = [dict(vars(r)) for r in routers]
+    calls = counting._counts["router"]
+
+    exact = copy.deepcopy(model).double()
+    exact.set_experts_implementation("eager")  # the grouped matrix product takes no fp64
+    exact = _logits(exact)
+    names = patches.apply(model)
+    assert len(names) == len(routers) == 6
+    assert all(re.fullmatch(r"model\.layers\.\d+\.router", name) for name in names)
+    patched = _logits(model)
+    assert counting._counts["router"] == calls + len(routers)
+    # Twice what fp32 itself loses in this model, and a band of one ulp of the largest logit.
+    budget = 2 * (before - exact).abs().max() + before.abs().max() * 2**-23
+    assert (patched - exact).abs().max() <= budget
+
+    assert patches.remove(model) == names
+    assert [r.forward.__func__ for r in routers] == forwards
+    assert [dict(vars(r)) for r in routers] == inner
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(_logits(model), before)
+    assert patches.remove(model) == []
+
+
+def test_transformers_router_keeps_the_router_contract(model):
+    module = model.model.layers[0].router
+    x = torch.randn(5, model.config.hidden_size, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        probabilities, weights, ids = module(x)
+        patches.apply(model)
+        try:
+            ours = module(x)
+            assert [t.shape for t in module(x[:0])] == [(0, 8), (0, 2), (0, 2)]
+        finally:
+            patches.remove(model)
+    assert torch.equal(ours[0], probabilities)
+    assert torch.equal(ours[2], ids)
+    assert ours[2].dtype == ids.dtype
+    assert ours[1].dtype == weights.dtype
+    torch.testing.assert_close(ours[1], weights, rtol=8 * 2**-23, atol=0)  # exp, sum, two divisions: a few ulps
+
+
+def test_transformers_router_in_bf16_is_the_served_chain():
+    """In bf16 transformers rounds 8 probabilities, route 2: equal ids unless rounded probabilities tie."""
+    from g4lab.kernels.router import route_reference
+
+    model = _model(dtype=torch.bfloat16)
+    module = model.model.layers[0].router
+    x = torch.randn(64, model.config.hidden_size, generator=torch.Generator().manual_seed(3)).bfloat16()
+    with torch.no_grad():
+        logits = module.proj(module.norm(x) * module.scale * module.scalar_root_size)
+        weights, ids = route_reference(logits, module.per_expert_scale, 2)
+        patches.apply(model)
+        _, ours, our_ids = module(x)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(our_ids.sort().values, ids.long().sort().values)
+    by_id = torch.zeros(64, 8).scatter(1, ids.long(), weights)
+    assert torch.equal(torch.zeros(64, 8).scatter(1, our_ids, ours.float()), by_id)
+
+
+def test_an_instance_forward_put_there_by_others_comes_back(model):
+    module = model.model.layers[0].router
+    wrapped = module.forward
+    module.forward = lambda x: wrapped(x)
+    theirs = module.forward
+    try:
+        patches.apply(model)
+        patches.remove(model)
+        assert module.forward is theirs
+    finally:
+        del module.forward
+
+
+def test_transformers_patch_refuses_what_it_cannot_do(model, monkeypatch):
+    with pytest.raises(BadInput, match="patches: got 'router_scale', expected router"):
+        patches.apply(model, "router_scale")
+    with pytest.raises(BadInput, match="no router modules"):
+        patches.apply(_model("tiny-dense"))
+    patches.apply(model)
+    try:
+        with pytest.raises(BadInput, match="unpatched"):
+            patches.apply(model)
+    finally:
+        patches.remove(model)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(G4LabError, match="TRITON_INTERPRET=1"):
+        patches.apply(model)
+
+
+class _Weights(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = torch.nn.Linear(64, 64, bias=False)
+        self.twin = torch.nn.Linear(64, 64, bias=False)
+        self.norm = torch.nn.RMSNorm(64)
+        self.post_feedforward_layernorm = torch.nn.RMSNorm(64)
+        self.per_expert_scale = torch.nn.Parameter(torch.zeros(8))
+        self.fp8 = torch.nn.Parameter(torch.zeros(64, 64).to(torch.float8_e4m3fn), requires_grad=False)
+        self.register_buffer("counter", torch.arange(3))
+
+
+def test_spread_dummy_weights_differ_by_tensor_and_repeat_by_seed():
+    first, second = _Weights(), _Weights()
+    with torch.no_grad():
+        dummy_weights._spread(first)
+        dummy_weights._spread(second)
+    assert not torch.equal(first.proj.weight, first.twin.weight)
+    assert 0.9 * dummy_weights.SPAN < first.proj.weight.abs().max() <= dummy_weights.SPAN
+    assert first.fp8.float().unique().numel() > 20
+    assert set(first.norm.weight.tolist()) == set(first.per_expert_scale.tolist()) == {1.0}
+    assert first.post_feedforward_layernorm.weight.unique().item() == pytest.approx(dummy_weights.CLOSING_NORM)
+    assert first.counter.tolist() == [0, 1, 2]
+    for name, value in first.state_dict().items():
+        assert torch.equal(value.float(), second.state_dict()[name].float()), name
+
+
+def test_expert_load_keeps_the_largest_batch(monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(dummy_weights, "_load", {})
+    monkeypatch.setattr(counting, "_notes", {})
+
+    def step(ids, layer):
+        dummy_weights._watch(
+            SimpleNamespace(topk_ids=torch.tensor(ids)), None, torch.zeros(len(ids), 4), layer_id=layer
+        )
+
+    step([[0, 1], [0, 2], [0, -1]], 3)
+    step([[3, 1]], 3)  # smaller: not kept
+    step([[3, 1], [3, 1]], 0)
+    rows = json.loads(json.dumps(counting._notes["expert_load"]))
+    assert rows == [
+        {"layer": 0, "tokens": 2, "experts": 4, "used": 2, "most_tokens_on_one": 2},
+        {"layer": 3, "tokens": 3, "experts": 4, "used": 3, "most_tokens_on_one": 3},
+    ]
