@@ -24,7 +24,7 @@ HEAD_START_CYCLES = 200_000
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to do the work. build(case) returns the call to time, or raises what stops it; `package` is what it needs."""
+    """One way to do the work: build(case) returns the call to time or raises what stops it; it needs `package`."""
 
     name: str
     build: Callable[[object], Callable[[], object]]
