@@ -67,22 +67,27 @@ def test_visible_pairs_by_counting(new_tokens, context, window):
 
 def test_decode_reads_a_window_and_no_more():
     def sliding(context):
-        return _part(costs.step_cost(MOE, context=context), "KV, sliding layers").bytes
+        return _part(costs.step_cost(MOE, context=context), "sliding attention and its KV").bytes
 
     per_token = MOE.kv_bytes_per_token(SLIDING)
     assert sliding(0) == 2 * per_token  # the new token's KV, read and written
     assert sliding(1023) == (1023 + 2) * per_token
     assert sliding(1024) == sliding(200_000) == (1023 + 2) * per_token
-    full = _part(costs.step_cost(MOE, context=200_000), "KV, full layers").bytes
+    full = _part(costs.step_cost(MOE, context=200_000), "full attention and its KV").bytes
     assert full == 200_002 * MOE.kv_bytes_per_token(FULL)
 
 
 def test_sharing_layers_store_nothing_but_still_read():
     s = spec("e2b")
-    read = _part(costs.step_cost(s, context=10_000), "KV, full layers").bytes
+    read = _part(costs.step_cost(s, context=10_000), "full attention and its KV").bytes
     stored = costs.kv_cache_bytes(s, 10_001)[FULL]
     assert stored == 10_001 * 3 * 2 * 512 * 2
     assert read == (10_001 * 7 + 3) * 2 * 512 * 2  # seven layers read, three write the new token
+
+
+def test_steps_list_every_part_in_one_order():
+    for name in ("26b-a4b", "31b", "e2b"):
+        assert tuple(cost.part for cost in costs.step_cost(spec(name))) == costs.STEP_PARTS
 
 
 def test_weights_are_read_once_per_step_whatever_the_batch():
@@ -124,6 +129,19 @@ def test_collapsed_routing_touches_few_experts():
     assert costs.distinct_experts(128, 8, 64, skewed) < costs.distinct_experts(128, 8, 64)
 
 
+@given(st.integers(1, 200), st.data(), st.floats(0, 4))
+def test_zipf_routing_is_a_routing_distribution(num_experts, data, exponent):
+    top_k = data.draw(st.integers(1, num_experts))
+    chances = costs.zipf_routing(num_experts, top_k, exponent)
+    assert sum(chances) == pytest.approx(top_k)
+    assert all(0 <= later <= earlier + 1e-12 <= 1 + 2e-12 for earlier, later in itertools.pairwise(chances))
+    if exponent == 0:
+        assert chances == pytest.approx([top_k / num_experts] * num_experts)
+    assert (
+        costs.distinct_experts(num_experts, top_k, 7, chances) <= costs.distinct_experts(num_experts, top_k, 7) + 1e-9
+    )
+
+
 def test_bad_input_names_the_argument():
     with pytest.raises(BadInput, match=r"top_k: got 9, expected between 1 and 8"):
         costs.distinct_experts(8, 9, 1)
@@ -143,6 +161,8 @@ def test_bad_input_names_the_argument():
         costs.step_cost(MOE, context=262_144)
     with pytest.raises(BadInput, match="context: got -1"):
         costs.kv_cache_bytes(MOE, -1)
+    with pytest.raises(BadInput, match="exponent: got -1"):
+        costs.zipf_routing(8, 2, -1)
 
 
 def _part(step, name):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from g4lab.commands import models
 from g4lab.errors import BadInput
 from g4lab.gemma4 import NAMES, spec
-from g4lab.gemma4.tables import layers_frame, models_frame
+from g4lab.gemma4.tables import counts_frame, layers_frame, models_frame
 
 app = typer.Typer()
 app.command()(models.command)
@@ -25,6 +25,20 @@ def test_models_frame_has_a_row_for_every_model():
     assert row.active == row.parameters - expert_parameters * 120 // 128
     assert row.weights_gb == pytest.approx(50.47, abs=0.005)
     assert frame.loc["e2b"].kv_writing_layers == 15
+
+
+def test_counts_agree_with_transformers_and_nearly_with_what_is_published():
+    frame = counts_frame()
+    assert frame.exact.all()
+    published = frame.dropna(subset="published_active_b")
+    off = (published.counted_active_b - published.published_active_b).abs()
+    # One decimal is published; E4B's 4.5 is not what its text model without the per-layer embedding counts.
+    assert {name: bool(value <= 0.05) for name, value in off.items()} == {
+        "26b-a4b": True,
+        "31b": True,
+        "e4b": False,
+        "e2b": True,
+    }
 
 
 def test_layers_frame_follows_the_spec():

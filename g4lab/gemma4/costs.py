@@ -18,8 +18,8 @@ from g4lab.gemma4.tensors import PARTS, tensors
 
 STEP_PARTS = (
     "attention projections",
-    "KV, sliding layers",
-    "KV, full layers",
+    "sliding attention and its KV",
+    "full attention and its KV",
     "dense MLP",
     "router and experts",
     "per-layer input",
@@ -86,6 +86,21 @@ def distinct_experts(num_experts: int, top_k: int, tokens: int, probabilities: S
     return sum(1 - (1 - p) ** tokens for p in probabilities)
 
 
+def zipf_routing(num_experts: int, top_k: int, exponent: float) -> list[float]:
+    """Chances [num_experts] that a token picks each expert, falling as rank ** -exponent, at most 1, adding to `top_k`.
+
+    Exponent 0 is uniform routing. Raises BadInput for a negative exponent.
+    """
+    if exponent < 0:
+        raise bad("exponent", exponent, "zero or more")
+    left, chances = float(top_k), []
+    weights = [rank**-exponent for rank in range(1, num_experts + 1)]
+    for index, weight in enumerate(weights):  # the favourites first: what one cannot take is shared by the rest
+        chances.append(min(1.0, left * weight / sum(weights[index:])))
+        left -= chances[-1]
+    return chances
+
+
 def expert_bytes(
     spec: Spec, tokens: int, dtype_bytes: float = 2, probabilities: Sequence[float] | None = None
 ) -> float:
@@ -140,8 +155,8 @@ def step_cost(
     rows = tokens * spec.num_hidden_layers * spec.hidden_size_per_layer_input  # looked up in the per-layer embedding
     return [
         dense("attention projections", count["attention"]),
-        _attention(spec, SLIDING, "KV, sliding layers", new_tokens, context, batch, dtype_bytes),
-        _attention(spec, FULL, "KV, full layers", new_tokens, context, batch, dtype_bytes),
+        _attention(spec, SLIDING, "sliding attention and its KV", new_tokens, context, batch, dtype_bytes),
+        _attention(spec, FULL, "full attention and its KV", new_tokens, context, batch, dtype_bytes),
         dense("dense MLP", count["dense MLP"]),
         _moe(spec, tokens, dtype_bytes, probabilities),
         Cost(ple.part, ple.bytes + rows * dtype_bytes, ple.flops),
