@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from g4lab.errors import BadInput, G4LabError
 
-COMMANDS = ("run", "record", "report")
+COMMANDS = ("doctor", "models", "run", "serve", "ab", "record", "report")
 
 
 class _OnDemand(TyperGroup):

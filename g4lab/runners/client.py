@@ -82,7 +82,9 @@ def bench_serving(
             request succeeded, or the client failed or took too long. Requests that failed among others that succeeded
             are a warning in the result.
     """
-    _check(num_prompts=num_prompts, input_len=input_len, output_len=output_len, max_concurrency=max_concurrency or 1)
+    _check(num_prompts=num_prompts, input_len=input_len, output_len=output_len)
+    if max_concurrency is not None:
+        _check(max_concurrency=max_concurrency)
     if backend not in BACKENDS:
         raise bad("backend", backend, "one of " + ", ".join(BACKENDS))
     if not request_rate > 0:
