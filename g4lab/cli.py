@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from g4lab.errors import BadInput, G4LabError
 
-COMMANDS = ("doctor", "models", "run", "serve", "ab", "record", "report")
+COMMANDS = ("doctor", "models", "bench", "run", "serve", "ab", "record", "report")
 
 
 class _OnDemand(TyperGroup):
@@ -74,6 +74,8 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    if message.strip():  # empty where Typer has shown the help instead
-        print("g4lab: " + " ".join(message.split()), file=sys.stderr)
+    """One line; what follows the first line of a message (a log's end) stands indented below it."""
+    first, *details = message.strip().splitlines() or [""]
+    if first:  # empty where Typer has shown the help instead
+        print("\n    ".join([f"g4lab: {first}", *details]), file=sys.stderr)
     return code

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from g4lab import env, records
-from g4lab.runstate import Entry, RunState, load_state
+from g4lab.batch import Entry, RunState, load_state
 
 VERDICT = "verdict:"
 

@@ -12,7 +12,8 @@ import nbformat
 import psutil
 import pytest
 
-from g4lab import batch, notebooks, profiles, records, report, runstate
+from g4lab import batch, profiles, records, report
+from g4lab.batch import notebooks, scheduler
 from g4lab.errors import BadInput
 from g4lab.profiles import Profile
 
@@ -136,10 +137,10 @@ def test_a_cell_and_a_notebook_that_hang_are_stopped(tmp_path):
         f"import os, pathlib\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))",
         "import time\ntime.sleep(300)",
     )
-    profile = PROFILE.model_copy(update={"notebook_timeout_s": 6})
+    profile = PROFILE.model_copy(update={"notebook_timeout_s": 15})
     entry = go([steps], tmp_path / "two", profile).notebooks["steps"]
     assert entry.state == "failed"
-    assert entry.error == "stopped: the notebook ran longer than 6 s"
+    assert entry.error == "stopped: the notebook ran longer than 15 s"
     assert entry.cell == "In [3]: import time"
     kernel = int((tmp_path / "pid").read_text())
     wait_for(lambda: not psutil.pid_exists(kernel), 15)
@@ -182,7 +183,7 @@ def test_a_killed_run_leaves_nothing_behind_and_resumes(tmp_path, two_books, num
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), text
     wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), 15)
 
-    state = runstate.load_state(tmp_path / "run")
+    state = batch.load_state(tmp_path / "run")
     assert state.notebooks["1_quick"].state == "done"
     assert state.notebooks["2_slow"].state == ("running" if number == signal.SIGKILL else "stopped")
     (tmp_path / "go").touch()
@@ -213,7 +214,7 @@ def test_resume_runs_again_what_changed_and_what_comes_after_it(tmp_path):
 def test_one_folder_serves_one_run_at_a_time(tmp_path):
     book = write(tmp_path, "a", "1")
     state = batch.prepare([str(book)], PROFILE, {}, tmp_path / "run")
-    with batch._only_one(tmp_path / "run"), pytest.raises(BadInput, match="no other `g4lab run`"):
+    with scheduler._only_one(tmp_path / "run"), pytest.raises(BadInput, match="no other `g4lab run`"):
         batch.run(state, tmp_path / "run")
 
 
@@ -297,7 +298,7 @@ def test_bad_notebooks_and_parameters_stop_a_run_before_it_starts(tmp_path):
 
 def test_no_run_to_resume(tmp_path):
     with pytest.raises(BadInput, match="at least one run"):
-        runstate.newest_run(tmp_path)
+        batch.newest_run(tmp_path)
     with pytest.raises(BadInput, match=r"a folder of `g4lab run`"):
         batch.reopen(tmp_path)
     (tmp_path / "state.json").write_text('{"version": 1')

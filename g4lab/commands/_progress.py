@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from g4lab import batch
-from g4lab.runstate import RunState
+from g4lab.batch import RunState
 
 
 class Progress:

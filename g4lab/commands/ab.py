@@ -31,7 +31,7 @@ def command(
 
     Examples:
 
-    - `g4lab ab tiny-moe --a none --b router_scale,-mtp_pp_proxy --rounds 3`
+    - `g4lab ab tiny-moe --a none --b none,router_scale --rounds 3`
     - `g4lab ab /models/gemma-4-26B-A4B-it --a default --b router --num-prompts 80 --input-len 1024 --output-len 256`
     - `g4lab ab tiny-moe --a none --b none` (what the harness gives for no change)
     """

@@ -19,6 +19,6 @@ def command(
     - `g4lab report runs/20261121T090000.000000Z`
     """
     from g4lab import records, report
-    from g4lab.runstate import newest_run
+    from g4lab.batch import newest_run
 
     print(report.write(folder or newest_run(records.runs_dir())))

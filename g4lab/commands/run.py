@@ -38,11 +38,11 @@ def command(
     - `g4lab run --resume`
     """
     from g4lab import batch, report
+    from g4lab.batch import newest_run
     from g4lab.commands._progress import Progress, summary
     from g4lab.errors import bad
     from g4lab.profiles import load_profile, parse_assignments
     from g4lab.records import runs_dir
-    from g4lab.runstate import newest_run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""`python -m g4lab.execute JOB.json`: run one notebook with papermill in this process and say how it ended.
+"""`python -m g4lab.batch.execute JOB.json`: run one notebook with papermill in this process and say how it ended.
 
 Always leaves the executed notebook, whole or partial, its HTML, and a result file that names the cell at fault.
 """
@@ -54,7 +54,8 @@ def execute(job: Job) -> Result:
         result = Result(error=_line(f"{error.ename}: {error.evalue}"), cell=_cell(error.source, error.exec_count))
     except (CellTimeoutError, DeadKernelError, KeyboardInterrupt) as error:
         reasons = {CellTimeoutError: f"ran longer than {job.cell_timeout_s} s", DeadKernelError: "its kernel died"}
-        started = [c for c in nbformat.read(job.output, 4).cells if c.metadata.get("papermill", {}).get("start_time")]
+        cells = nbformat.read(job.output, 4).cells if job.output.exists() else []
+        started = [c for c in cells if c.metadata.get("papermill", {}).get("start_time")]
         cell = _cell(started[-1].source, len([c for c in started if c.cell_type == "code"])) if started else None
         result = Result(error=reasons.get(type(error), "interrupted"), cell=cell)
     if job.output.exists():

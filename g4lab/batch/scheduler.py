@@ -16,11 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from g4lab import children, env, execute, notebooks, records
+from g4lab import children, env, records
+from g4lab.batch import execute, notebooks
+from g4lab.batch.notebooks import Notebook
+from g4lab.batch.state import Entry, RunState, key_of, load_state, new_state
 from g4lab.errors import BadInput, bad
-from g4lab.notebooks import Notebook
 from g4lab.profiles import Profile
-from g4lab.runstate import Entry, RunState, key_of, load_state, new_state
 
 POLL_S = 0.1
 
@@ -153,7 +154,7 @@ def _start(state: RunState, folder: Path, notebook: Notebook) -> subprocess.Pope
     env.atomic_write(job_file, job.model_dump_json())
     state.notebooks[name].state = "running"
     return children.start(
-        [sys.executable, "-m", "g4lab.execute", job_file],
+        [sys.executable, "-m", "g4lab.batch.execute", job_file],
         log=_log(folder, name),
         env={"G4LAB_RECORDS": str(folder / "records"), **profile.env},
     )
