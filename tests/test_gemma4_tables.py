@@ -73,6 +73,6 @@ def test_unknown_model_is_bad_input():
 
 
 def _run(*arguments):
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(arguments))
+    result = CliRunner().invoke(app, list(arguments))
     assert result.exit_code == 0, result.output
     return result.output

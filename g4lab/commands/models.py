@@ -1,5 +1,6 @@
 """`g4lab models`."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -26,7 +27,8 @@ def command(
         return
     from rich.console import Console
 
-    Console().print(_layers_table(model, frame) if model else _models_table(frame))
+    width = None if sys.stdout.isatty() else 170
+    Console(width=width).print(_layers_table(model, frame) if model else _models_table(frame))
 
 
 def _models_table(frame):
