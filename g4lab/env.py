@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def has_gpu() -> bool:
 def interpreting() -> bool:
     """True where Triton kernels of this process run in Triton's interpreter on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def interpret_without_gpu() -> None:
+    """On a machine without a GPU, let this process run Triton kernels in the interpreter.
+
+    Raises:
+        Unavailable: triton is imported already and compiles; it reads TRITON_INTERPRET only once.
+    """
+    if has_gpu() or interpreting():
+        return
+    if "triton" in sys.modules:
+        raise Unavailable("Triton is imported and compiles for a GPU: call interpret_without_gpu first, or restart")
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @functools.cache

@@ -1,14 +1,10 @@
 """Shared test set-up: where kernels run, and which tests this machine can prove."""
 
-import os
+import pytest
 
 from g4lab import env
 
-# Before anything imports triton: without a GPU every kernel of this process runs in the interpreter.
-if not env.has_gpu():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-import pytest
+env.interpret_without_gpu()  # before any test module imports triton
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,7 @@
 """What a process says of itself, and the one way files are written."""
 
 import subprocess
+import sys
 
 import pytest
 
@@ -25,6 +26,18 @@ def test_commit_is_this_checkouts():
     sha, dirty = env.commit()
     assert sha == subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
     assert isinstance(dirty, bool)
+
+
+def test_interpreting_is_decided_before_triton_is_imported(monkeypatch):
+    if env.has_gpu():
+        pytest.skip("a GPU machine compiles")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(Unavailable, match="restart"):
+        env.interpret_without_gpu()
+    monkeypatch.delitem(sys.modules, "triton")
+    env.interpret_without_gpu()
+    assert env.interpreting()
 
 
 def test_missing_checkout_folder_is_one_clear_error():
