@@ -1,14 +1,16 @@
 """The router benchmark: without a GPU it refuses in one line and says what it could not run; with one, it measures."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from g4lab import env
 from g4lab.bench import router as bench
 from g4lab.bench import timing
+from g4lab.bench.draw_router import draw_latency
 from g4lab.bench.timing import Provider, Timed
-from g4lab.errors import Unavailable
+from g4lab.errors import BadInput, Unavailable
 
 no_gpu = pytest.mark.skipif(env.has_gpu(), reason="about machines without a GPU")
 
@@ -63,6 +65,18 @@ def test_rows_carry_quantiles_gain_and_noise():
     absent, _ = bench._rows(bench.Case(64), "absent", timed)
     assert absent["reason"] == "not installed"
     assert "p50_us" not in absent
+
+
+def test_figure_of_times_needs_times():
+    spread = np.linspace(0.9, 1.1, 11)
+    samples = Timed({"cold": 5 * spread, "warm": 4 * spread})
+    timed = dict.fromkeys((bench.BASELINE, bench.AGAIN), samples) | {"absent": Timed({}, "not installed")}
+    rows = [row for t in (1, 64) for name in timed for row in bench._rows(bench.Case(t), name, timed)]
+    figure = draw_latency(pd.DataFrame(rows), "recorded", "made for a test")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["cold L2", "warm L2"]
+    assert figure.get_supxlabel() == "recorded · made for a test"
+    with pytest.raises(BadInput, match="at least one provider with times"):
+        draw_latency(bench.availability(), "live", "nothing")
 
 
 def test_reason_is_one_line():

@@ -18,7 +18,7 @@ from g4lab.kernels.router import RouterLaunch, pick_launch, route, route_referen
 from g4lab.quality.router_chains import softmax_in_cuda_order, transformers_chain
 from g4lab.quality.router_probe import DTYPES, LOGITS, compare, probe
 
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # inf - inf, in the interpreter
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 DEVICE = "cuda" if env.has_gpu() else "cpu"
 CUDA_ORDER = functools.partial(route_reference, softmax=softmax_in_cuda_order)

@@ -6,6 +6,9 @@ operators. The functions here emit eager's instructions when compiled, and their
 interpreter, which has no libdevice and truncates fp32 to bf16. Launch kernels built on them with `LAUNCH_OPTIONS`.
 """
 
+import contextlib
+
+import numpy as np
 import triton
 import triton.language as tl
 from triton import knobs
@@ -15,6 +18,11 @@ from triton.language.extra import libdevice
 LAUNCH_OPTIONS = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+
+def launching():
+    """Context of a launch: in the interpreter inf - inf is NaN without NumPy's warning, as it is on a GPU."""
+    return np.errstate(invalid="ignore") if INTERPRETED.value else contextlib.nullcontext()
 
 
 @triton.jit

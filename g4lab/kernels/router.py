@@ -41,7 +41,7 @@ def route_reference(logits, per_expert_scale, top_k, *, rounding="eager", softma
     function in exact arithmetic but another one in bf16: it takes the softmax over all experts, rounds, and only then
     chooses (`g4lab.quality.router_chains`). Unlike `route`, the chain takes a NaN for the largest logit.
     """
-    values, ids = _topk(logits, top_k)
+    values, ids = topk_lowest_id(logits, top_k)
     if rounding == "fp32":
         values = values.float()
     weights = softmax(values, dim=-1)
@@ -49,9 +49,11 @@ def route_reference(logits, per_expert_scale, top_k, *, rounding="eager", softma
     return weights.to(torch.float32), ids.to(torch.int32)
 
 
-def _topk(logits, top_k):
-    # torch.topk gives ties at the last place to the lowest id on CUDA but to any id on the CPU; a stable sort does what
-    # CUDA does.
+def topk_lowest_id(logits, top_k):
+    """torch.topk over the last of two dimensions as CUDA has it: ties for the last place go to the lowest ids.
+
+    On the CPU torch.topk gives them to any id; there a stable sort does what CUDA does.
+    """
     if logits.is_cuda:
         return torch.topk(logits, top_k, dim=-1)
     values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
@@ -188,11 +190,12 @@ def route(logits, per_expert_scale, top_k, *, rounding="eager", launch=None):
     if num_tokens == 0:
         return weights, ids
     launch = launch or pick_launch(num_tokens, interpreted=ieee.INTERPRETED.value)
-    _route_kernel[(triton.cdiv(num_tokens, launch.block_t),)](
-        logits, per_expert_scale.contiguous(), weights, ids, num_tokens, *logits.stride(),
-        **_constants(num_experts, top_k, rounding, launch, signed_zero=logits.is_cuda),
-        num_warps=launch.num_warps, **ieee.LAUNCH_OPTIONS,
-    )  # fmt: skip
+    with ieee.launching():
+        _route_kernel[(triton.cdiv(num_tokens, launch.block_t),)](
+            logits, per_expert_scale.contiguous(), weights, ids, num_tokens, *logits.stride(),
+            **_constants(num_experts, top_k, rounding, launch, signed_zero=logits.is_cuda),
+            num_warps=launch.num_warps, **ieee.LAUNCH_OPTIONS,
+        )  # fmt: skip
     return weights, ids
 
 

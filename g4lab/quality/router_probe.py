@@ -25,6 +25,10 @@ def _normal(shape, generator):
     return torch.randn(shape, generator=generator)
 
 
+def _narrow(shape, generator):
+    return _normal(shape, generator) / 4
+
+
 def _tied(shape, generator):
     return (2 * _normal(shape, generator)).round() / 2
 
@@ -46,8 +50,16 @@ def _infinite(shape, generator):
     return values[torch.bucketize(torch.rand(shape, generator=generator), torch.tensor([0.5, 0.75, 0.998]))]
 
 
-# What the random logits look like; all but "normal" are made to catch a router out.
-LOGITS = {"normal": _normal, "tied": _tied, "equal": _equal, "zeros": _zeros, "wide": _wide, "infinite": _infinite}
+# What the random logits look like: a plain router, an undecided one, and rows made to catch a router out.
+LOGITS = {
+    "normal": _normal,
+    "narrow": _narrow,
+    "tied": _tied,
+    "equal": _equal,
+    "zeros": _zeros,
+    "wide": _wide,
+    "infinite": _infinite,
+}
 
 
 @dataclass(frozen=True)
