@@ -43,7 +43,12 @@ RUNGS: dict[str, Router] = {
 
 
 def ladder(
-    n_tokens: int = 65_536, dtype: str = "bfloat16", seed: int = 0, progress: Callable[[int, int], None] | None = None
+    n_tokens: int = 65_536,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    device: str = "cpu",
 ) -> pd.DataFrame:
     """One row a rung: share of weights that are not eager's (in CUDA's order) and the largest difference in ulps.
 
@@ -51,7 +56,9 @@ def ladder(
     """
     rows = []
     for name, router in RUNGS.items():
-        found = probe(n_tokens, dtype=dtype, seed=seed, router=router, rounding=name, reference=eager_in_cuda_order)
+        found = probe(
+            n_tokens, dtype=dtype, seed=seed, device=device, router=router, rounding=name, reference=eager_in_cuda_order
+        )
         rows.append(
             {
                 "rung": name,
