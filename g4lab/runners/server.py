@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -15,7 +17,7 @@ import psutil
 import requests
 
 from g4lab import children
-from g4lab.errors import Unavailable
+from g4lab.errors import Unavailable, bad
 from g4lab.patches import counting
 from g4lab.runners.server_command import Launch, server_command
 
@@ -31,6 +33,8 @@ class Server:
         self.launch, self.log_path, self._supervisor = launch, log_path, supervisor
         self.port, self.url = launch.port, f"http://127.0.0.1:{launch.port}"
         self.pid: int | None = None
+        config = json.loads((launch.checkpoint / "config.json").read_text())
+        self._vocab_size = config.get("text_config", config)["vocab_size"]
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy stands between this machine and itself
 
@@ -55,6 +59,9 @@ class Server:
 
     def answer(self, input_ids: Sequence[int], max_new_tokens: int, **sampling) -> dict:
         """As generate, with all that SGLang says: output_ids, text, and meta_info with its times and MTP counters."""
+        for token in input_ids:
+            if not 0 <= token < self._vocab_size:  # SGLang's scheduler would die of it
+                raise bad("input_ids", token, f"token ids from 0 to {self._vocab_size - 1}")
         sampling = {"temperature": 0.0, "max_new_tokens": max_new_tokens} | sampling
         body = {"input_ids": list(input_ids), "sampling_params": sampling}
         return self._ask("POST", "/generate", json=body, timeout=_ANSWER_S)
@@ -116,7 +123,7 @@ class Server:
         for name in self.launch.patches:
             state = self.states().get(name, "not loaded: SGLang did not run the g4lab plugin")
             if state != "on":
-                warnings.warn(f"patch {name} is not on: {state}", stacklevel=5)
+                warnings.warn(f"patch {name} is not on: {state}", stacklevel=4)
 
 
 @contextlib.contextmanager
@@ -172,6 +179,8 @@ def sglang_server(
         env_vars=env,
     )
     log_path = folder / "server.log"
+    log_path.unlink(missing_ok=True)  # an earlier server's log and counters would pass for this one's
+    shutil.rmtree(folder / "counters", ignore_errors=True)
     supervise = (sys.executable, "-m", "g4lab.runners._supervise", log_path, *launch.command)
     supervisor = children.start(supervise, log=log_path, env=launch.env, on_parent_death=signal.SIGTERM)
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from g4lab import env
 from g4lab.errors import Unavailable, bad
 from g4lab.gemma4 import NAMES, spec
-from g4lab.gemma4.checkpoint import ensure, sglang_overrides, write_checkpoint
+from g4lab.gemma4.checkpoint import DTYPE_BYTES, ensure, sglang_overrides, write_checkpoint
 from g4lab.gemma4.specs import TWINS
 from g4lab.patches import parse
 
@@ -96,6 +96,8 @@ def _on_cpu(attention_backend: str | None, dtype: str | None, draft: object) -> 
         raise bad("attention_backend", backend, f"{' or '.join(CPU_BACKENDS)} on a CPU")
     if draft and backend == "torch_native":
         raise bad("attention_backend", backend, "triton with a draft model: torch_native cannot verify drafts")
+    if dtype not in DTYPE_BYTES:
+        raise bad("dtype", dtype, "one of " + ", ".join(DTYPE_BYTES))
     if backend == "triton" and dtype == "bfloat16":
         raise bad(
             "dtype", dtype, "float32 for the Triton backend on a CPU: Triton's interpreter computes bf16 wrong (3.7.1)"
@@ -111,21 +113,20 @@ def _checkpoint(model: str, dtype: str | None, args: list[str], folder: Path) ->
     if model in NAMES and dummy:
         return write_checkpoint(spec(model), folder / "model", dtype=dtype or "bfloat16", weights=False)
     if model in NAMES:
-        raise bad("model", model, f'a folder with its weights, or args=["--load-format", "dummy"] to do without; '
-                                  f"tiny twins have weights: {', '.join(TWINS)}")  # fmt: skip
-    path = _folder("model", model)
+        without = 'args=["--load-format", "dummy"] to do without'
+        raise bad("model", model, f"a folder with its weights, or {without}; with weights: {', '.join(TWINS)}")
+    path = _folder("model", model, also=f"one of {', '.join(NAMES)}, ")
     if not dummy and not any(path.glob("*.safetensors")):
         raise bad("model", str(path), "a folder with *.safetensors weights (this one has none)")
     return path
 
 
-def _folder(name: str, given: str | Path) -> Path:
+def _folder(name: str, given: str | Path, also: str = "") -> Path:
     path = Path(given).expanduser()
     if not path.is_dir():
         path = _in_hub_cache(str(given))
-        if path is None:
-            raise bad(name, str(given), f"one of {', '.join(NAMES)}, a checkpoint folder, or a model in the local "
-                                        "Hugging Face cache")  # fmt: skip
+    if path is None:
+        raise bad(name, str(given), f"{also}a checkpoint folder, or a model in the local Hugging Face cache")
     if not (path / "config.json").is_file():
         raise bad(name, str(path), "a checkpoint folder (this one has no config.json)")
     return path
@@ -142,13 +143,15 @@ def _in_hub_cache(model: str) -> Path | None:
 
 
 def _free_port(port: int | None) -> int:
-    """`port` if nothing listens there, or any free one. Raises BadInput."""
+    """`port` if nothing listens there, or any free one for None. Raises BadInput."""
+    if port is not None and not 0 < port < 65536:
+        raise bad("port", port, "1 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port or 0))
-        except (OSError, OverflowError) as error:
-            raise bad("port", port, f"a free port ({error.strerror or error})") from None
+        except OSError as error:
+            raise bad("port", port, f"a free port ({error.strerror})") from None
         return probe.getsockname()[1]
 
 
