@@ -2,8 +2,8 @@
 
 SGLang's --load-format dummy seeds every tensor alike and makes norms and layer scalars +-1e-3, too: in the 26B-A4B's
 layers 1-29 a batch of 64 distinct tokens then uses 12.6 of 128 experts on average (the last layers of a deep tiny twin:
-8 of 128, the same for all), so that too few weights are read and MoE time is flattered. Spread or not, random weights do
-not route as the real checkpoint does: show the expert load beside every such figure.
+8 of 128, the same for all), so that too few weights are read and MoE time is flattered. Spread or not, random weights
+do not route as the real checkpoint does: show the expert load beside every such figure.
 """
 
 from __future__ import annotations
