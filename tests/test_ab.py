@@ -1,4 +1,4 @@
-"""The A/B: its statistics on made-up visits with known effects, its figure, and one real comparison of two servers."""
+"""The A/B: its statistics on made-up visits with known effects, and its figure; for real it runs in 30_serving."""
 
 import numpy as np
 import pytest
@@ -94,25 +94,3 @@ def test_bad_input():
         ab("tiny-moe", b="nope")
     with pytest.raises(BadInput, match=r"visits: got .*whole rounds"):
         judge([visit for visit in visits() if visit.position != 3])
-
-
-@pytest.mark.server
-def test_two_real_servers():
-    lines = []
-    found = ab(
-        "tiny-moe",
-        "none",
-        "none,router_scale",
-        rounds=1,
-        num_prompts=4,
-        input_len=16,
-        output_len=4,
-        server={"device": "cpu"},
-        progress=lines.append,
-    )
-    assert [visit.side for visit in found.visits] == list(ROUND)
-    assert found.silent == ()
-    assert [bool(visit.calls.get("router_scale")) for visit in found.visits] == [False, True, True, False]
-    assert {visit.result.completed for visit in found.visits} == {4}
-    assert len(lines) == 6
-    assert {effect.verdict for effect in found.effects} == {"no verdict: fewer than 3 rounds"}
