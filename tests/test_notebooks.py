@@ -43,7 +43,8 @@ def test_parameters_cell_holds_only_literals(notebook):
 
 def test_code_cells_are_short_calls(notebook):
     for cell in code_cells(notebook):
-        assert cell.source.count("\n") < 15, cell.source[:200]
+        is_parameters = "parameters" in cell.metadata.get("tags", [])
+        assert is_parameters or cell.source.count("\n") < 15, cell.source[:200]
         assert "@triton.jit" not in cell.source, "a kernel is shown from its module, never redefined"
 
 
