@@ -9,6 +9,7 @@ import sys
 import typer
 from typer.core import TyperGroup
 
+from g4lab.commands._group import group
 from g4lab.errors import BadInput, G4LabError
 
 COMMANDS = ("doctor", "models", "bench", "run", "serve", "ab", "record", "report")
@@ -34,13 +35,7 @@ class _OnDemand(TyperGroup):
         return made
 
 
-app = typer.Typer(
-    cls=_OnDemand,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
+app = group(cls=_OnDemand)
 
 
 @app.callback()

@@ -5,13 +5,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help=__doc__,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
+from g4lab.commands._group import group
+
+app = group(__doc__)
 
 
 @app.callback()

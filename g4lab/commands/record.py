@@ -6,15 +6,10 @@ from typing import Annotated
 import typer
 
 from g4lab import records
+from g4lab.commands._group import group
 from g4lab.errors import bad
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    help=__doc__,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
+app = group(__doc__)
 
 Where = Annotated[
     Path | None, typer.Argument(help="A .jsonl file or a folder of them.", show_default="this run's records")
