@@ -14,3 +14,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared_traces() -> Path:
+    """The folder of large real traces, in a folder `shared` beside the checkout; a test that needs it skips without."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces"
+    if not folder.is_dir():
+        pytest.skip("the large real traces are not beside this checkout")
+    return folder
