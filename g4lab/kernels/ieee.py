@@ -9,6 +9,7 @@ interpreter, which has no libdevice and truncates fp32 to bf16. Launch kernels b
 import contextlib
 
 import numpy as np
+import torch
 import triton
 import triton.language as tl
 from triton import knobs
@@ -20,9 +21,17 @@ LAUNCH_OPTIONS = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
-def launching():
-    """Context of a launch: in the interpreter inf - inf is NaN without NumPy's warning, as it is on a GPU."""
-    return np.errstate(invalid="ignore") if INTERPRETED.value else contextlib.nullcontext()
+@contextlib.contextmanager
+def _interpreting(kernel):
+    # A profiler sees no kernel here, so the launch gets an annotation with its name.
+    with np.errstate(invalid="ignore"), torch.profiler.record_function(f"{kernel.fn.__name__} (interpreted)"):
+        yield
+
+
+def launching(kernel):
+    """Context of a launch of `kernel`, nothing on a GPU. In the interpreter inf - inf is NaN without NumPy's warning,
+    as it is on a GPU, and a profile shows the launch as an annotation "NAME (interpreted)"."""
+    return _interpreting(kernel) if INTERPRETED.value else contextlib.nullcontext()
 
 
 @triton.jit

@@ -190,7 +190,7 @@ def route(logits, per_expert_scale, top_k, *, rounding="eager", launch=None):
     if num_tokens == 0:
         return weights, ids
     launch = launch or pick_launch(num_tokens, interpreted=ieee.INTERPRETED.value)
-    with ieee.launching():
+    with ieee.launching(_route_kernel):
         _route_kernel[(triton.cdiv(num_tokens, launch.block_t),)](
             logits, per_expert_scale.contiguous(), weights, ids, num_tokens, *logits.stride(),
             **_constants(num_experts, top_k, rounding, launch, signed_zero=logits.is_cuda),
