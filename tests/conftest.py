@@ -1,5 +1,7 @@
 """Shared test set-up: where kernels run, and which tests this machine can prove."""
 
+from pathlib import Path
+
 import pytest
 
 from g4lab import env

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -46,22 +47,20 @@ def read_chrome(
     """
     chrome, wrong = ChromeFile(file, name), Counter()
     for events in chrome:
-        kinds: dict[str, list[Event]] = {}
+        groups: defaultdict[str, list[Event]] = defaultdict(list)
         for event in events:
-            if event.ph == "X":
-                kinds.setdefault(event.cat, []).append(event)
-        found: dict[str, list[Event]] = {}
-        for category, members in kinds.items():
+            groups[event.cat].append(event)
+        for category, members in groups.items():
             table = TABLE.get(category.lower())
-            if table:
-                found.setdefault(table, []).extend(_usable(members, wrong))
-        for table, members in found.items():
+            if not table:
+                continue
+            members = _usable(members, wrong)
             if table == "operators":  # the profiler of 2021 filed its step marks under operators
                 marks = [event for event in members if event.name.startswith("ProfilerStep#")]
                 if marks:
-                    _add(raw["annotations"], "annotations", marks, capture)
+                    _add(raw["annotations"], "annotations", category, marks, capture)
                     members = [event for event in members if not event.name.startswith("ProfilerStep#")]
-            _add(raw[table], table, members, capture)
+            _add(raw[table], table, category, members, capture)
     problems = list(chrome.problems)
     if wrong["negative"]:
         problems.append(Problem(f"{wrong['negative']:,} negative durations, taken as 0"))
@@ -71,49 +70,50 @@ def read_chrome(
 
 
 def _usable(events: list[Event], wrong: Counter) -> list[Event]:
-    """Events with a finite start and duration; a negative duration becomes 0."""
-    ts = np.fromiter((event.ts for event in events), float, len(events))
-    dur = np.fromiter((event.dur for event in events), float, len(events))
-    bad = ~(np.isfinite(ts) & np.isfinite(dur))
+    """Complete events with a finite start and duration; a negative duration becomes 0."""
+    events = [event for event in events if event.ph == "X"]
+    ts = np.array([event.ts for event in events])
+    dur = np.array([event.dur for event in events])
+    good = np.isfinite(ts) & np.isfinite(dur)
+    if good.all() and (dur >= 0).all():
+        return events
     for index in np.flatnonzero(dur < 0):
         events[index].dur = 0.0
     wrong["negative"] += int((dur < 0).sum())
-    wrong["timeless"] += int(bad.sum())
-    return [event for event, out in zip(events, bad, strict=True) if not out] if bad.any() else events
+    wrong["timeless"] += int((~good).sum())
+    return [event for event, keep in zip(events, good, strict=True) if keep]
 
 
-def _add(raw: Raw, table: str, events: list[Event], capture: int) -> None:
+def _add(raw: Raw, table: str, category: str, events: list[Event], capture: int) -> None:
+    pid = _integers([event.pid for event in events])
+    tid = _integers([event.tid for event in events])
     columns: dict[str, Any] = {
         "name": [event.name for event in events],
         "ts_us": [event.ts for event in events],
         "dur_us": [event.dur for event in events],
-        "pid": _integers([event.pid for event in events]),
+        "pid": pid,
+        "tid": tid,
         "capture": capture,
     }
-    args = [event.args or _NO_ARGS for event in events]
-    tids = _integers([event.tid for event in events])
     if table in ("activities", "launches"):
+        args = [event.args or _NO_ARGS for event in events]
         columns["correlation"] = _integers([each.correlation for each in args])
     if table == "activities":
         # On a GPU's rows the file's process is the device and its thread the stream.
-        columns["engine"] = [ACTIVITIES[event.cat.lower()] for event in events]
-        columns["device"] = _integers([each.device for each in args], columns["pid"])
-        columns["stream"] = _integers([each.stream for each in args], tids)
+        columns["engine"] = ACTIVITIES[category.lower()]
+        columns["device"] = _integers([each.device for each in args], pid)
+        columns["stream"] = _integers([each.stream for each in args], tid)
         columns["graph"] = _integers([each.graph for each in args])
         columns["node"] = _integers([each.node for each in args])
         columns["pid"] = -1
-    else:
-        columns["tid"] = tids
     raw.add(**columns)
 
 
 def _integers(values: list[Any], default: np.ndarray | None = None) -> np.ndarray:
     """int64 [n]; numbers inside text count ("stream 7", "0x0"), what has none is `default` or -1."""
     if set(map(type, values)) <= {int}:
-        try:
+        with contextlib.suppress(OverflowError):
             return np.array(values, np.int64)
-        except OverflowError:
-            pass
     absent = default.tolist() if default is not None else [-1] * len(values)
     return np.array([_integer(value, other) for value, other in zip(values, absent, strict=True)], np.int64)
 

@@ -11,7 +11,7 @@ GZIP = b"\x1f\x8b"
 
 
 def blocks(file: BinaryIO, report: Callable[[str], None]) -> Iterator[bytes]:
-    """Yield what can be read, in blocks of at most a few MB; `report` gets one line on what cannot."""
+    """Yield what can be read, in blocks of at most 1 MB; `report` gets one line on what cannot."""
     data = file.read(BLOCK)
     if not data.startswith(GZIP):
         while data:
@@ -21,7 +21,7 @@ def blocks(file: BinaryIO, report: Callable[[str], None]) -> Iterator[bytes]:
     stream = zlib.decompressobj(wbits=31)
     while data:
         try:
-            block = stream.decompress(data, 4 * BLOCK)
+            block = stream.decompress(data, BLOCK)
         except zlib.error as error:
             report(f"the gzip stream is damaged and cannot be read to its end ({error})")
             return

@@ -1,5 +1,5 @@
-"""Which interval lies inside which, and which is the innermost around a moment: operators in operators, kernels' launches
-in operators and in steps."""
+"""Which interval lies inside which, and which is the innermost around a moment: operators in operators, launches in
+operators and in steps."""
 
 from __future__ import annotations
 
