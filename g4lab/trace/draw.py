@@ -49,7 +49,7 @@ _STATUS_COLOUR = {"new": "#B3400A", "gone": "#00744F", "common": MUTED}
 def _style(family: str) -> dict:
     colour = FAMILY_COLOUR.get(family, FAMILY_COLOUR[OTHER])
     white = colour == FAMILY_COLOUR[OTHER]
-    return {"color": colour, "edgecolor": MUTED if white else "white", "hatch": "////" if white else None}
+    return {"facecolor": colour, "edgecolor": MUTED if white else "white", "hatch": "////" if white else None}
 
 
 def _scale(largest_us: float) -> tuple[float, str]:
@@ -57,7 +57,10 @@ def _scale(largest_us: float) -> tuple[float, str]:
     return (1000.0, "ms") if largest_us >= 10_000 else (1.0, "µs")
 
 
-def _finish(fig: Figure, result: Result) -> Figure:
+def _finish(fig: Figure, result: Result, more: str = "") -> Figure:
+    """Title over the whole figure (labels may be long), and the badge. Axes carry their own units."""
+    title = result.title.replace(", µs", "") + more
+    fig.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     stamp(fig, *result.provenance)
     return fig
 
@@ -85,7 +88,7 @@ def bars(result: Result, rows: int = 16) -> Figure:
     ax.invert_yaxis()
     ax.margins(x=0.09)
     ax.grid(visible=False, axis="y")
-    ax.set(xlabel=f"time, {unit}", title=result.title)
+    ax.set(xlabel=f"time, {unit}")
     if "family" in shown:
         _family_legend(fig, list(dict.fromkeys(families)))
     return _finish(fig, result)
@@ -111,7 +114,6 @@ def steps(result: Result) -> Figure:
     fig, axes = plt.subplots(1, max(len(phases), 1), figsize=(11, 4.2), width_ratios=widths or None, squeeze=False)
     for ax, phase in zip(axes[0], phases, strict=False):
         _draw_steps(ax, result[result["phase"] == phase], families, phase)
-    fig.suptitle(result.title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     idle = {"idle": {"facecolor": "none", "edgecolor": MUTED, "linestyle": ":"}}
     _family_legend(fig, families, **idle)
     return _finish(fig, result)
@@ -134,7 +136,11 @@ def _draw_steps(ax: Axes, rows: Result, families: list[str], phase: str) -> None
     ax.xaxis.get_major_locator().set_params(integer=True)
     tokens = rows["tokens"][rows["tokens"] >= 0]
     more = f", {tokens.median():,.0f} tokens" if len(tokens) else ""
-    ax.set(xlabel=f"{phase} step", ylabel=f"time per step, {unit}", title=f"{phase}: {len(rows)} steps{more}")
+    ax.set(
+        xlabel=f"{phase} step",
+        ylabel=f"time per step, {unit}",
+        title=f"{phase if phase != 'unknown' else 'phase unknown'}: {len(rows)} steps{more}",
+    )
 
 
 def gaps(result: Result) -> Figure:
@@ -159,7 +165,7 @@ def gaps(result: Result) -> Figure:
         ax.set(xscale="log", ylabel=f"time in gaps of this length, {unit}")
         ax.margins(y=0.25)
         ax.legend(loc="upper left")
-    ax.set(xlabel="length of the gap, µs", title=result.title)
+    ax.set(xlabel="length of the gap, µs")
     return _finish(fig, result)
 
 
@@ -182,8 +188,7 @@ def changes(result: Result, rows: int = 24) -> Figure:
     ax.grid(visible=False, axis="y")
     left = f"; {len(result) - len(shown)} smaller changes not shown" if len(result) > len(shown) else ""
     ax.set(xscale="log", xlabel="µs per step" if stepped else "µs in total")
-    ax.set_title(result.title + f"\n○ before   ● after{left}")
-    return _finish(fig, result)
+    return _finish(fig, result, f"\n○ before   ● after{left}")
 
 
 def _draw_change(ax: Axes, place: int, status: str, before: float, after: float) -> None:
@@ -194,12 +199,12 @@ def _draw_change(ax: Axes, place: int, status: str, before: float, after: float)
         ax.scatter(before, place, s=46, facecolor="white", edgecolor=colour, linewidth=1.6, zorder=2)
     if after > 0:
         ax.scatter(after, place, s=46, color=colour, zorder=3)
-    if status == "common" and before > 0:
-        words = f"{after / before - 1:+.0%}"
-    else:
-        words = status if status != "common" else ""
-    furthest = max(before, after)
-    ax.annotate(words, (furthest, place), (9, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
+    words = status
+    if status == "common":
+        words = f"{after / before - 1:+.0%}" if before > 0 else ""
+    ax.annotate(
+        words, (max(before, after), place), (9, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour
+    )
 
 
 def breakdown(result: Result) -> Figure:
@@ -228,7 +233,7 @@ def breakdown(result: Result) -> Figure:
     ax.set_yticks(range(len(result)), [_device(label) for label in result.index])
     ax.set_ylim(len(result) - 0.3, -0.35)
     ax.grid(visible=False, axis="y")
-    ax.set(xlabel=f"time, {unit}", title=result.title)
+    ax.set(xlabel=f"time, {unit}")
     return _finish(fig, result)
 
 
@@ -256,14 +261,21 @@ def launches(result: Result) -> Figure:
             values = result[f"{what}_per_{per}"].to_numpy(float)
             where = np.arange(len(result)) + (place - (len(counts) - 1) / 2) * 0.26
             drawn = ax.bar(where, np.nan_to_num(values), width=0.24, label=what.replace("_", " "))
-            ax.bar_label(drawn, [f"{v:,.3g}" if v == v else "unknown" for v in values], fontsize=8, padding=2)
+            ax.bar_label(drawn, [_number(v) for v in values], fontsize=8, padding=2)
         ax.set_xticks(range(len(result)), result.index)
         ax.grid(visible=False, axis="x")
         ax.margins(y=0.15)
         ax.set(ylabel=f"per {per}", title=f"per {per}")
-    axes[0].set_title(result.title + ": per step")
-    axes[1].legend(loc="upper right")
+    if result["tokens"].isna().all():
+        axes[1].set(yticks=[], title="per token: the trace does not say how many")
+    axes[0].legend(loc="upper right")
     return _finish(fig, result)
+
+
+def _number(value: float) -> str:
+    if value != value:
+        return "unknown"
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
 
 
 def coverage(result: Result) -> Figure:
@@ -278,6 +290,6 @@ def coverage(result: Result) -> Figure:
         _inside(ax, 0.5, place, f"{row['coverage']:.2%} named; unnamed: {row['unmatched_us']:,.1f} µs", INK)
     ax.set_yticks(range(len(result)), result.index)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    ax.set(xlim=(0, 1), xlabel="share of the time", title=result.title)
+    ax.set(xlim=(0, 1), xlabel="share of the time")
     ax.grid(visible=False, axis="y")
     return _finish(fig, result)

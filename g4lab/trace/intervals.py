@@ -68,12 +68,8 @@ def breakdown(trace: Trace) -> Result:
     if not trace.has_gpu:
         rows = trace.operators.assign(device="CPU")
         table = _totals(rows, ["device"]).reindex(columns=list(COLUMNS))
-        return of_trace(
-            trace,
-            table,
-            title=select(trace).title("Time with no GPU activity in this trace", None),
-            drawer=draw.breakdown,
-        )
+        title = select(trace).title("No GPU activity in this trace: all threads, µs", None)
+        return of_trace(trace, table, title=title, drawer=draw.breakdown)
     rows = trace.kernels
     by = ["device"]
     if trace.captures["rank"].nunique() > 1:

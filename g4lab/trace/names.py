@@ -10,18 +10,18 @@ _INDUCTOR = re.compile(r"^(triton_(?:poi|red|per|tem|for|split_scan)_\w+?)_\d+$"
 
 
 def short(name: str, width: int = 72) -> str:
-    """A name for a table or an axis: a C++ kernel without return type, namespaces and parameters; at most `width` long."""
-    if name.endswith(")") or ">" in name:
+    """A name for a table or an axis: C++ without return type, namespaces and parameters, cut to `width`."""
+    if "<" in name or name.endswith(")"):
         name = _NAMESPACE.sub("", name.removeprefix("void "))
         name = name[: _parameters(name)].strip()
     return name if len(name) <= width else name[: width - 1].rstrip() + "…"
 
 
 def _parameters(name: str) -> int:
-    """Where a C++ name's parameter list begins: its first parenthesis outside angle brackets; its length if none."""
+    """Where a C++ name's parameter list begins: a parenthesis at a word's end, outside angle brackets."""
     depth = 0
     for place, sign in enumerate(name):
-        if sign == "(" and depth == 0 and place:
+        if sign == "(" and depth == 0 and name[:place].strip() == name[:place] != "":
             return place
         depth += (sign == "<") - (sign == ">")
     return len(name)

@@ -1,4 +1,4 @@
-"""What every analysis returns: a DataFrame that says what it is and where its numbers come from, and can draw itself."""
+"""What every analysis returns: a DataFrame that says what it is, where its numbers come from, and can draw itself."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ class Result(pd.DataFrame):
 
     _metadata = ("title", "provenance", "drawer")
 
-    def __init__(
-        self, data=None, *, title: str = "", provenance=("recorded", "no source named"), drawer=None, **kwargs
-    ):
+    def __init__(self, data=None, *, title="", provenance=("recorded", "no source named"), drawer=None, **kwargs):
         super().__init__(data, **kwargs)
         if provenance[0] not in KINDS:
             raise bad("provenance", provenance, "(kind, source) with a kind of " + ", ".join(KINDS))
