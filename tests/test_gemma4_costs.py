@@ -90,6 +90,31 @@ def test_steps_list_every_part_in_one_order():
         assert tuple(cost.part for cost in costs.step_cost(spec(name))) == costs.STEP_PARTS
 
 
+@pytest.mark.parametrize("name", ["26b-a4b", "31b", "e2b", "tiny-moe"])
+@pytest.mark.parametrize("step", [{"context": 300, "batch": 3}, {"new_tokens": 70}, {"new_tokens": 4, "context": 90}])
+def test_operations_add_up_to_the_step(name, step):
+    operations, parts = costs.operation_costs(spec(name), **step), costs.step_cost(spec(name), **step)
+    for measure in ("bytes", "flops"):
+        whole = sum(getattr(cost, measure) for cost in parts)
+        assert sum(getattr(cost, measure) for cost in operations) == pytest.approx(whole, rel=1e-12)
+
+
+def test_ranks_split_the_step():
+    """All ranks together move and do what one does, except for what each of them keeps whole."""
+    one, rank = ({c.part: c for c in costs.operation_costs(MOE, context=5000, batch=4, tp=tp)} for tp in (1, 2))
+    whole = {"router", "norms"}
+    for part, cost in one.items():
+        shares = 1 if part in whole else 2
+        assert rank[part].bytes * shares == pytest.approx(cost.bytes)
+        assert rank[part].flops * shares == pytest.approx(cost.flops)
+    # Eight ranks share two KV heads of the full layers, so each reads one: a half, not an eighth.
+    eight = {c.part: c for c in costs.operation_costs(MOE, context=5000, batch=4, tp=8)}
+    assert eight["full attention"].bytes == one["full attention"].bytes / 2
+    assert eight["full KV write"].bytes * 2 == 4 * MOE.kv_bytes_per_token(FULL)
+    with pytest.raises(BadInput, match="tp: got 3, expected a divisor of 16 query heads"):
+        costs.operation_costs(MOE, tp=3)
+
+
 def test_weights_are_read_once_per_step_whatever_the_batch():
     dense = spec("31b")
     one, many = (sum(c.bytes for c in costs.step_cost(dense, batch=b, context=0)) for b in (1, 64))

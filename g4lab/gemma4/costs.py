@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from g4lab.errors import bad
-from g4lab.gemma4.specs import FULL, SLIDING, Spec
+from g4lab.gemma4.specs import FULL, SLIDING, QKVMode, Spec
 from g4lab.gemma4.tensors import PARTS, tensors
 
 STEP_PARTS = (
@@ -26,11 +26,21 @@ STEP_PARTS = (
     "LM head",
     "norms",
 )
+# What operation_costs tells apart within a part.
+_WITHIN = {
+    "sliding attention": "sliding attention and its KV",
+    "sliding KV write": "sliding attention and its KV",
+    "full attention": "full attention and its KV",
+    "full KV write": "full attention and its KV",
+    "router": "router and experts",
+    "experts": "router and experts",
+    "per-layer embedding": "per-layer input",
+}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes moved and FLOPs done by one part of the model in one step."""
+    """Bytes moved and FLOPs done by one part of the model, or by one operation in it, in one step."""
 
     part: str
     bytes: float
@@ -144,46 +154,87 @@ def step_cost(
     Raises:
         BadInput: a count out of range, or more positions than the model has.
     """
+    sums = {part: [0.0, 0.0] for part in STEP_PARTS}
+    sizes = {"new_tokens": new_tokens, "context": context, "batch": batch}
+    for cost in operation_costs(spec, **sizes, dtype_bytes=dtype_bytes, probabilities=probabilities):
+        part = sums[_WITHIN.get(cost.part, cost.part)]
+        part[0] += cost.bytes
+        part[1] += cost.flops
+    return [Cost(part, *both) for part, both in sums.items()]
+
+
+def operation_costs(
+    spec: Spec,
+    *,
+    new_tokens: int = 1,
+    context: int = 0,
+    batch: int = 1,
+    dtype_bytes: float = 2,
+    probabilities: Sequence[float] | None = None,
+    tp: int = 1,
+) -> list[Cost]:
+    """`step_cost` by what different kernels do: attention apart from the KV write, the router apart from the experts.
+
+    Args:
+        tp: ranks of tensor parallelism; the costs are one rank's. Projections, experts and the LM head are split, the
+            router and the norms are whole on every rank, and so is a KV head where there are fewer than ranks. What the
+            ranks send each other is left out.
+
+    Raises:
+        BadInput: as `step_cost`, or a `tp` that the heads cannot be split by.
+    """
     _check(spec, new_tokens, context, batch)
     tokens, count = batch * new_tokens, parameters(spec)
 
-    def dense(part: str, weights: int) -> Cost:
-        return Cost(part, weights * dtype_bytes, 2.0 * weights * tokens)
+    def dense(part: str, weights: float, rows: int = tokens) -> Cost:
+        return Cost(part, weights * dtype_bytes, 2.0 * weights * rows)
 
-    head = Cost("LM head", count["embedding"] * dtype_bytes, 2.0 * count["embedding"] * batch)
-    ple = dense("per-layer input", count["per-layer input"])
-    rows = tokens * spec.num_hidden_layers * spec.hidden_size_per_layer_input  # looked up in the per-layer embedding
+    looked_up = tokens * spec.num_hidden_layers * spec.hidden_size_per_layer_input
+    router = tokens * spec.num_hidden_layers * spec.num_experts * spec.hidden_size
     return [
-        dense("attention projections", count["attention"]),
-        _attention(spec, SLIDING, "sliding attention and its KV", new_tokens, context, batch, dtype_bytes),
-        _attention(spec, FULL, "full attention and its KV", new_tokens, context, batch, dtype_bytes),
-        dense("dense MLP", count["dense MLP"]),
-        _moe(spec, tokens, dtype_bytes, probabilities),
-        Cost(ple.part, ple.bytes + rows * dtype_bytes, ple.flops),
-        head,
+        dense("attention projections", _projections(spec, tp)),
+        *_attention(spec, SLIDING, "sliding", new_tokens, context, batch, dtype_bytes, tp),
+        *_attention(spec, FULL, "full", new_tokens, context, batch, dtype_bytes, tp),
+        dense("dense MLP", count["dense MLP"] / tp),
+        Cost("router", count["router"] * dtype_bytes, 2.0 * router),  # its scales move bytes and do no matrix work
+        _experts(spec, tokens, dtype_bytes, probabilities, tp),
+        dense("per-layer input", count["per-layer input"] / tp),
+        Cost("per-layer embedding", looked_up * dtype_bytes, 0.0),
+        dense("LM head", count["embedding"] / tp, batch),
         Cost("norms", count["norms"] * dtype_bytes, 0.0),
     ]
 
 
-def _moe(spec: Spec, tokens: int, dtype_bytes: float, probabilities: Sequence[float] | None) -> Cost:
-    """Router and the experts it picks. The router's scales move bytes and do no matrix work."""
+def _projections(spec: Spec, tp: int) -> float:
+    """Weights of Q, K, V and O on one rank, all layers."""
+    weights = 0.0
+    for layer in spec.layers:
+        owned = {QKVMode.QKV: 2, QKVMode.QK: 1, QKVMode.Q: 0}[layer.qkv_mode]
+        heads = 2 * layer.num_q_heads / tp + owned * layer.kv_heads(tp)
+        weights += spec.hidden_size * layer.head_dim * heads
+    return weights
+
+
+def _experts(spec: Spec, tokens: int, dtype_bytes: float, probabilities: Sequence[float] | None, tp: int) -> Cost:
     if not spec.is_moe:
-        return Cost("router and experts", 0.0, 0.0)
-    moved = parameters(spec)["router"] * dtype_bytes + expert_bytes(spec, tokens, dtype_bytes, probabilities)
-    rows = spec.num_experts + spec.top_k_experts * 3 * spec.moe_intermediate_size  # of H weights each, per token
-    return Cost("router and experts", moved, 2.0 * tokens * spec.num_hidden_layers * rows * spec.hidden_size)
+        return Cost("experts", 0.0, 0.0)
+    used = tokens * spec.num_hidden_layers * spec.top_k_experts * 3 * spec.moe_intermediate_size * spec.hidden_size
+    return Cost("experts", expert_bytes(spec, tokens, dtype_bytes, probabilities) / tp, 2.0 * used / tp)
 
 
-def _attention(spec: Spec, kind: str, part: str, new_tokens: int, context: int, batch: int, dtype_bytes: float) -> Cost:
-    """Scores and weighted values of all layers of one kind, and the KV they read and write."""
-    moved = flops = 0.0
+def _attention(
+    spec: Spec, kind: str, name: str, new_tokens: int, context: int, batch: int, dtype_bytes: float, tp: int
+) -> list[Cost]:
+    """Scores and weighted values of all layers of one kind with the KV they read; then the KV they write."""
+    read = written = flops = 0.0
     for layer in spec.of_kind(kind):
-        row = 2 * layer.num_kv_heads * layer.head_dim * dtype_bytes  # K and V of one token
+        row = 2 * layer.kv_heads(tp) * layer.head_dim * dtype_bytes  # K and V of one token
         # The oldest new token sees window - 1 cached keys; all new keys are read once by the queries after them.
         cached = context if layer.window is None else min(context, layer.window - 1)
-        moved += row * (cached + new_tokens) + (row * new_tokens if layer.owns_kv else 0)
-        flops += 4.0 * layer.num_q_heads * layer.head_dim * visible_pairs(new_tokens, context, layer.window)
-    return Cost(part, batch * moved, batch * flops)
+        read += row * (cached + new_tokens)
+        written += row * new_tokens if layer.owns_kv else 0
+        flops += 4.0 * layer.num_q_heads / tp * layer.head_dim * visible_pairs(new_tokens, context, layer.window)
+    return [Cost(f"{name} attention", batch * read, batch * flops), Cost(f"{name} KV write", batch * written, 0.0)]
 
 
 def visible_pairs(new_tokens: int, context: int, window: int | None) -> int:

@@ -55,6 +55,17 @@ class Layer:
     def owns_kv(self) -> bool:
         return self.kv_source == self.index
 
+    def kv_heads(self, tp: int) -> int:
+        """KV heads on one of `tp` ranks; with fewer heads than ranks they are replicated.
+
+        Raises:
+            BadInput: a `tp` that the query heads or the KV heads cannot be split by.
+        """
+        heads = self.num_kv_heads
+        if tp < 1 or (heads % tp and tp % heads) or self.num_q_heads % tp:
+            raise bad("tp", tp, f"a divisor of {self.num_q_heads} query heads that fits {heads} KV heads")
+        return max(1, heads // tp)
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -132,11 +143,9 @@ class Spec:
         """
         per_rank = 0
         for layer in self.of_kind(kind):
-            heads = layer.num_kv_heads
-            if tp < 1 or (heads % tp and tp % heads) or layer.num_q_heads % tp:
-                raise bad("tp", tp, f"a divisor of {layer.num_q_heads} query heads that fits {heads} KV heads")
+            heads = layer.kv_heads(tp)
             if layer.owns_kv:
-                per_rank += 2 * max(1, heads // tp) * layer.head_dim
+                per_rank += 2 * heads * layer.head_dim
         return per_rank * dtype_bytes
 
     def hf_config(self) -> Gemma4TextConfig:
