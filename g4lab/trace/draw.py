@@ -52,6 +52,12 @@ def _style(family: str) -> dict:
     return {"facecolor": colour, "edgecolor": MUTED if white else "white", "hatch": "////" if white else None}
 
 
+def _ink(family: str) -> str:
+    """White on a family's dark colour, the house's ink on a light one."""
+    red, green, blue = (int(FAMILY_COLOUR.get(family, "#FFFFFF")[i : i + 2], 16) for i in (1, 3, 5))
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+
+
 def _scale(largest_us: float) -> tuple[float, str]:
     """Divisor and unit that keep an axis of times short."""
     return (1000.0, "ms") if largest_us >= 10_000 else (1.0, "µs")
@@ -102,6 +108,28 @@ def _family_legend(fig: Figure, families: list[str], **more) -> None:
     fig.legend(handles=handles, loc="outside right upper", fontsize=8.5)
 
 
+def phases(result: Result) -> Figure:
+    """What each phase spends its time on: one bar of 100 % each."""
+    import matplotlib.pyplot as plt
+
+    house_style()
+    fig, ax = plt.subplots(figsize=(11, 1.5 + 0.7 * max(result.shape[1], 2)))
+    for place, phase in enumerate(result.columns):
+        left = 0.0
+        for family, share in result[phase].items():
+            ax.barh(place, share, left=left, height=0.66, linewidth=0.6, **_style(family))
+            if share >= 0.06:
+                _inside(ax, left + share / 2, place, f"{family}\n{share:.0%}", _ink(family))
+            left += share
+    ax.set_yticks(range(result.shape[1]), [phase.removeprefix("share_") for phase in result.columns])
+    ax.invert_yaxis()
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.set(xlim=(0, 1), xlabel="share of the phase's time")
+    ax.grid(visible=False)
+    _family_legend(fig, list(result.index))
+    return _finish(fig, result)
+
+
 def steps(result: Result) -> Figure:
     """Every step's time stacked by family, a panel for each phase; idle time stands white on top."""
     import matplotlib.pyplot as plt
@@ -136,11 +164,8 @@ def _draw_steps(ax: Axes, rows: Result, families: list[str], phase: str) -> None
     ax.xaxis.get_major_locator().set_params(integer=True)
     tokens = rows["tokens"][rows["tokens"] >= 0]
     more = f", {tokens.median():,.0f} tokens" if len(tokens) else ""
-    ax.set(
-        xlabel=f"{phase} step",
-        ylabel=f"time per step, {unit}",
-        title=f"{phase if phase != 'unknown' else 'phase unknown'}: {len(rows)} steps{more}",
-    )
+    known = "phase unknown" if phase == "unknown" else phase
+    ax.set(xlabel="step", ylabel=f"time per step, {unit}", title=f"{known}: {len(rows)} steps{more}")
 
 
 def gaps(result: Result) -> Figure:
@@ -218,7 +243,7 @@ def breakdown(result: Result) -> Figure:
     for place, (_, row) in enumerate(result.iterrows()):
         busy, idle = row["busy"] / divisor, row["idle"] / divisor
         ax.barh(place, busy, height=0.34, color=PALETTE[0], label="busy" if place == 0 else None)
-        ax.barh(place, idle, left=busy, height=0.34, color="white", edgecolor=MUTED, hatch="////", linewidth=0.6)
+        ax.barh(place, idle, left=busy, height=0.34, color="#F1F3F5", edgecolor=MUTED, linewidth=0.6)
         _inside(ax, busy / 2, place, f"busy {row['busy'] / row['span']:.1%}" if row["span"] else "", "white")
         _inside(ax, busy + idle / 2, place, f"idle {row['idle'] / row['span']:.1%}" if row["span"] else "", INK)
         for line, (kind, colour) in enumerate(kinds):
@@ -238,8 +263,7 @@ def breakdown(result: Result) -> Figure:
 
 
 def _inside(ax: Axes, x: float, y: float, words: str, colour: str) -> None:
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if colour == INK else None
-    ax.text(x, y, words, ha="center", va="center", color=colour, fontsize=9, bbox=box)
+    ax.text(x, y, words, ha="center", va="center", color=colour, fontsize=8.5, clip_on=True)
 
 
 def _device(label: object) -> str:

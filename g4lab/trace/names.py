@@ -21,7 +21,7 @@ def _parameters(name: str) -> int:
     """Where a C++ name's parameter list begins: a parenthesis at a word's end, outside angle brackets."""
     depth = 0
     for place, sign in enumerate(name):
-        if sign == "(" and depth == 0 and name[:place].strip() == name[:place] != "":
+        if sign == "(" and depth == 0 and place and name[place - 1] != " ":
             return place
         depth += (sign == "<") - (sign == ">")
     return len(name)

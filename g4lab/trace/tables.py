@@ -75,6 +75,21 @@ def top(trace: Trace, n: int = 20, phase: str | None = None, of: str | None = No
     return of_trace(trace, shown, title=title, drawer=draw.bars)
 
 
+def by_phase(trace: Trace, of: str | None = None) -> Result:
+    """What prefill and decode differ in: each family's share of the time of each phase, a column share_PHASE for each.
+
+    Indexed by family, largest first. Raises BadInput where `of` is neither "kernels" nor "operators".
+    """
+    chosen = select(trace, None, of)
+    sums = chosen.rows.groupby(["family", "phase"], observed=True)[chosen.time].sum().unstack(fill_value=0.0)
+    shares = sums / sums.sum()
+    shares = shares[[phase for phase in PHASES if phase in shares]].add_prefix("share_")
+    shares.columns, shares.index = shares.columns.astype(str), shares.index.astype(str)
+    shares = shares.loc[shares.sum(axis=1).sort_values(ascending=False).index]
+    title = chosen.title(f"{chosen.of.capitalize()}: what each phase spends its time on", None)
+    return of_trace(trace, shares, title=title, drawer=draw.phases)
+
+
 def per_step(trace: Trace, of: str | None = None) -> Result:
     """One row for each step, in order of time within a capture: what it computed and what it took.
 
@@ -136,7 +151,7 @@ def launches_per_token(trace: Trace) -> Result:
         summed[f"{what}_per_token"] = summed[what] / summed["tokens"]
     summed = summed.loc[[phase for phase in PHASES if phase in summed.index]]
     summed.index = summed.index.astype(str)
-    title = "Launches per token" if of == "kernels" else "Operators per token (CPU, no GPU activity in this trace)"
+    title = select(trace).title(f"Launches and {of} per step and per token", None)
     return of_trace(trace, summed, title=title, drawer=draw.launches)
 
 
