@@ -8,7 +8,7 @@ from g4lab.errors import bad
 from g4lab.trace import draw
 from g4lab.trace.model import Trace
 from g4lab.trace.names import same
-from g4lab.trace.result import Result, of_trace, provenance
+from g4lab.trace.result import Result, provenance
 from g4lab.trace.selection import Selection, select, steps_of
 
 STATUS = ("new", "gone", "common")
@@ -35,8 +35,8 @@ def diff(a: Trace, b: Trace, phase: str | None = None, of: str | None = None) ->
     if of is None and a.has_gpu != b.has_gpu:
         raise bad("of", of, f"'operators', for {(a if b.has_gpu else b).source} has no GPU activity")
     chosen = select(a, phase, of)
-    sides = [_side(a, chosen, phase), _side(b, select(b, phase, of), phase)]
-    table = sides[0].join(sides[1], how="outer", lsuffix="_a", rsuffix="_b")
+    left = _side(a, chosen, phase).add_suffix("_a")
+    table = left.join(_side(b, select(b, phase, of), phase).add_suffix("_b"), how="outer")
     table["status"] = "common"
     table.loc[table["calls_a"].isna(), "status"] = "new"
     table.loc[table["calls_b"].isna(), "status"] = "gone"
@@ -51,8 +51,10 @@ def diff(a: Trace, b: Trace, phase: str | None = None, of: str | None = None) ->
     table = table.sort_values(["_rank", "_size"], ascending=[True, False], kind="stable")
     pairs = [f"{what}_{side}" for what in ("calls", "total_us", "per_step_us", "share") for side in "ab"]
     table = table.reset_index()[["family", "name", "status", *pairs, "change_us", "change_per_step_us"]]
-    ways = chosen.title(f"{chosen.of.capitalize()}: {provenance(a)[1]} → {provenance(b)[1]}", phase)
-    return of_trace(b, table, title=ways, drawer=draw.changes)
+    kinds, sources = zip(provenance(a), provenance(b), strict=True)
+    ways = chosen.title(f"{chosen.of.capitalize()}: {' → '.join(sources)}", phase)
+    kind = kinds[0] if kinds[0] == kinds[1] else "recorded"
+    return Result(table, title=ways, provenance=(kind, " and ".join(sources)), drawer=draw.changes)
 
 
 def _side(trace: Trace, chosen: Selection, phase: str | None) -> pd.DataFrame:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OF = ("kernels", "operators")
-NO_PERFORMANCE = "CPU operator time, which says nothing of a GPU"
+NO_PERFORMANCE = "CPU time: no kernel performance"
 
 
 class Selection(NamedTuple):
