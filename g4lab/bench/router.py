@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import pandas as pd
-import triton
-import triton.language as tl
 
 from g4lab.bench import stats, timing
+from g4lab.bench.launch import launch_empty
 from g4lab.bench.timing import Provider
 from g4lab.errors import Unavailable
 from g4lab.kernels import router
@@ -36,11 +35,6 @@ class Case:
         logits = LOGITS["normal"]((self.tokens, self.num_experts), generator)
         scale = torch.rand(self.num_experts, generator=generator) + 0.5
         return logits.to("cuda", DTYPES[self.dtype]), scale.to("cuda", DTYPES[self.dtype])
-
-
-@triton.jit
-def _empty_kernel(pointer, BLOCK: tl.constexpr):
-    pass
 
 
 def _ours(rounding):
@@ -72,7 +66,7 @@ def _vllm(case):
 
 def _floor(case):
     x, _ = case.inputs()
-    return lambda: _empty_kernel[(case.tokens,)](x, BLOCK=1, num_warps=1)
+    return lambda: launch_empty(x, case.tokens)
 
 
 PROVIDERS = (

@@ -1,4 +1,4 @@
-"""Prove kernels bit for bit on this machine's GPU, then time them beside eager PyTorch, SGLang, vLLM and the floor."""
+"""Prove and time kernels on this machine's GPU beside eager PyTorch, SGLang and vLLM; measure the GPU's ceilings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,11 +8,6 @@ import typer
 from g4lab.commands._group import group
 
 app = group(__doc__)
-
-
-@app.callback()
-def _bench() -> None:
-    """Keeps `router` a command of its own, beside the kernels to come."""
 
 
 @app.command()
@@ -70,6 +65,53 @@ def router(
     console.print(f"records in {folder}")
     if failed:
         raise G4LabError("not bit-identical to eager: " + "; ".join(failed))
+
+
+@app.command()
+def ceilings(
+    records_dir: Annotated[
+        Path | None, typer.Option("--records", help="Folder for the record.", show_default="this run's records")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=10, help="Samples of each ceiling.")] = 20,
+) -> None:
+    """What this GPU can do at most: copy bandwidth, bf16 matmul rate and launch floor, each with its A/A interval.
+
+    Without a GPU it shows the data sheets' peaks instead, and fails.
+
+    Example:
+
+    - `g4lab bench ceilings --records data/records/nvidia-h200`
+    """
+    import pandas as pd
+    from rich.console import Console
+
+    from g4lab import records
+    from g4lab.bench import ceilings as bench
+    from g4lab.bench import timing
+    from g4lab.errors import Unavailable
+
+    console = Console()
+
+    def show(all_of):
+        columns = ("chip", "copy_gbps", "matmul_tflops", "launch_us", "kind")
+        console.print(_table(pd.DataFrame([{name: getattr(each, name) for name in columns} for each in all_of])))
+
+    try:
+        timing.require_gpu()
+    except Unavailable:
+        show(bench.chips().values())
+        raise
+    before = timing.clocks()
+    with _bar("timing") as advance:
+        measured = bench.measure(rounds=rounds, progress=advance)
+    show([measured, *bench.chips().values()])
+    for name, (low, high) in measured.noise.items():
+        console.print(f"{name} measured twice: ratio {low:.4f} to {high:.4f}")
+    values = {name: getattr(measured, name) for name in bench.MEASURED}
+    parameters = {"copy_bytes": bench.COPY_BYTES, "matmul_size": bench.MATMUL_SIZE, "rounds": rounds}
+    parameters |= {"clocks_before": before, "clocks_after": timing.clocks()}
+    record = records.new_record("ceilings", values, parameters)
+    console.print(f"record in {records.append(record, (records_dir or records.where()) / 'ceilings.jsonl')}")
 
 
 def _table(frame):
