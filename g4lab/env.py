@@ -108,7 +108,7 @@ def atomic_write(path: Path | str, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary file to write beside `path`, renamed to it when the block ends; when the block raises nothing is left."""
+    """A file to write beside `path`, renamed to it when the block ends; when the block raises, nothing is left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

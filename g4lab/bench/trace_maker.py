@@ -1,4 +1,4 @@
-"""Large traces of any length in the PyTorch profiler's layout, for measuring readers: a decode loop, launch by launch."""
+"""Traces of any length in the PyTorch profiler's layout, to measure readers with: a decode loop, launch by launch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from g4lab import env
 from g4lab.errors import bad
 
-# A layer of a decode step: operator, the kernel it launches, and about how many µs that runs. Made up, but for the names.
+# A layer of a decode step: operator, the kernel it launches, about how many µs that runs. Made up, but for the names.
 LAYER = (
     ("aten::linear", "nvjet_tst_64x8_64x16_4x1_v_bz_TNT", 6),
     ("g4lab::qkv_norm", "_qkv_norm_kernel", 2),

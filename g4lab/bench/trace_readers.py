@@ -26,7 +26,7 @@ _G4LAB = _MEASURE.format(
     imports="from g4lab.trace import load; import g4lab.trace.reading",
     read="(lambda t: len(t.kernels) + len(t.operators) + len(t.launches) + len(t.annotations))(load(sys.argv[1]))",
 )
-# HTA's entry point without its worker pool, which one file does not need, and without its memory profiler, which slows it.
+# HTA's entry point without its worker pool, which one file does not need, and its memory profiler, which costs time.
 _HTA = _MEASURE.format(
     imports="import logging; logging.disable(); from hta.common.trace import Trace",
     read="(lambda t: t.parse_traces(use_multiprocessing=False, use_memory_profiling=False) or len(t.traces[0]))"
@@ -48,8 +48,8 @@ def compare(
         hta_python: an interpreter that has HolisticTraceAnalysis; default this one.
 
     Returns:
-        A row for each reader: median, lowest and highest seconds, peak_mb (the highest), imports_mb, rows of its tables,
-        and `note`: why it could not run.
+        A row for each reader: median, lowest and highest seconds, peak_mb (the highest), imports_mb, rows of its
+        tables, and `note`: why it could not run.
 
     Raises:
         BadInput: there is no such file, or fewer than 1 round. Unavailable: g4lab's own reader failed.

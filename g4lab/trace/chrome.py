@@ -27,7 +27,7 @@ TABLE = {
     **dict.fromkeys(("cuda_runtime", "cuda_driver", "runtime", "driver"), "launches"),
     "user_annotation": "annotations",
 }
-_NUMBER = re.compile(r"-?\d+|0x[0-9a-fA-F]+")
+_NUMBER = re.compile(r"0x[0-9a-fA-F]{1,16}|-?\d{1,19}")
 _NO_ARGS = Args()
 
 
@@ -122,6 +122,6 @@ def _integer(value: Any, default: int) -> int:
     if isinstance(value, str):
         found = _NUMBER.search(value)
         value = int(found[0], 0 if found[0].startswith("0x") else 10) if found else None
-    if value is None or not np.isfinite(value) or not -(2**63) <= value < 2**63:
+    if value is None or not -(2**63) <= value < 2**63:  # NaN fails every comparison
         return default
     return int(value)

@@ -65,7 +65,7 @@ class ChromeFile:
     """One file. Iterate for lists of events; `header`, `count` and `problems` are complete when that ends.
 
     Raises, while iterating:
-        BadInput: the file is empty or no Chrome trace, or a single event is longer than 64 MB.
+        BadInput: the file is empty, no Chrome trace or without a readable event, or one event is longer than 64 MB.
     """
 
     def __init__(self, file: BinaryIO, name: str):
@@ -85,6 +85,8 @@ class ChromeFile:
             events = self._last() if self._ended else self._next()
             self.count += len(events)
             yield events
+        if not self.count:
+            raise BadInput(f"{self.name}: expected a Chrome trace, found no event in it")
         if self._lost:
             self.problems.append(Problem("pieces of text that are no event", self._lost))
 
@@ -197,7 +199,7 @@ class ChromeFile:
             self.header |= _LENIENT.decode('{"traceEvents":[' + rest.decode("utf-8", "replace"))
             del self.header["traceEvents"]
         except (ValueError, RecursionError):
-            if rest.strip() != b"]":
+            if not self._bare or rest.strip() != b"]":
                 self.problems.append(Problem("the text behind the list of events is no JSON"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from g4lab.errors import bad
-from g4lab.trace import nsys
+from g4lab.trace import ncu, nsys
 from g4lab.trace.assembly import assemble
 from g4lab.trace.chrome import read_chrome
 from g4lab.trace.model import Problem, Trace
@@ -34,6 +34,8 @@ def load(source: str | Path | BinaryIO) -> Trace:
         BadInput: there is no such file, it is empty, or it is no trace.
     """
     if hasattr(source, "read"):
+        if not isinstance(source.read(0), bytes):
+            raise bad("source", source, "a file opened in binary mode")
         return _chrome([source], str(getattr(source, "name", "file object")))
     path = Path(source)
     if path.is_dir():
@@ -44,6 +46,8 @@ def load(source: str | Path | BinaryIO) -> Trace:
         head = file.read(4096)
     if nsys.sniff(head):
         return nsys.read_nsys(path)
+    if ncu.sniff(head):
+        return ncu.read_ncu(path)
     return _chrome([path], str(path))
 
 
