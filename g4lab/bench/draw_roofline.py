@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from g4lab.figures import INK, PALETTE, house_style, stamp
+from g4lab.trace.result import text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,8 +52,9 @@ def draw(result: Result, rows: int = 12) -> Figure:
 
 def _words(floor: float, time: float) -> str:
     if floor != floor:
-        return f"{time:,.4g} µs, no floor"
-    return f"{floor:,.4g} µs" + (f"; took {time:,.4g} µs, {time / floor:.1f} times that" if time == time else "")
+        return f"{text(time, '')} µs, no floor"
+    took = f"; took {text(time, '')} µs, {text(time / floor, '')} times that" if time == time else ""
+    return f"{text(floor, '')} µs{took}"
 
 
 def _legend(fig: Figure, binds: set[str], has_times: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +84,13 @@ def _trace(path: Path, export: Export) -> Trace:
         raise bad("path", str(path), "CUDA activity in the export: profile with `nsys profile --trace=cuda,nvtx`")
     tables = {"activities": _activities(export), "launches": [_calls(export)], "annotations": [_ranges(export)]}
     _find_processes(tables["activities"], tables["launches"][0])
+    _find_devices(export, tables["activities"])
     processes = np.unique(np.concatenate([part["pid"] for parts in tables.values() for part in parts]))
-    devices = _devices(export)
     raw, events = {table: Raw(table) for table in COLUMNS}, np.zeros(len(processes), np.int64)
     for table, parts in tables.items():
         for part in parts:
             capture = np.searchsorted(processes, part["pid"])
             events += np.bincount(capture, minlength=len(processes))
-            if "device" in part:
-                part["device"] = [devices.get(at, at[1]) for at in zip(part["pid"], part["device"], strict=True)]
             raw[table].add(**part, capture=capture)
     captures = [
         {
@@ -148,8 +147,7 @@ def _copy_name(ways: dict, memories: dict, kind: int, source: int, target: int) 
 
 def _calls(export: Export) -> dict[str, Any]:
     calls = export.events(CALL, **_ON_CPU, correlation="correlationId", text="nameId")
-    names = _named(export, calls.pop("text"), "unnamed call")
-    return calls | {"name": [_CALL_VERSION.sub("", name) for name in names]}
+    return calls | {"name": _named(export, calls.pop("text"), "unnamed call", lambda name: _CALL_VERSION.sub("", name))}
 
 
 def _ranges(export: Export) -> dict[str, Any]:
@@ -162,25 +160,33 @@ def _ranges(export: Export) -> dict[str, Any]:
     return ranges | {"name": [text or name for text, name in zip(own, registered, strict=True)]}
 
 
-def _named(export: Export, ids: np.ndarray, unknown: str) -> list[str]:
-    return [str(export.strings.get(key, unknown)) for key in ids.tolist()]
+def _named(export: Export, ids: np.ndarray, unknown: str, clean: Callable[[str], str] = str) -> np.ndarray:
+    """The texts of ids, each looked up once: an object array of str."""
+    distinct, place = np.unique(ids, return_inverse=True)
+    names = [clean(str(export.strings.get(key, unknown))) for key in distinct.tolist()]
+    return np.array(names, dtype=object)[place]
 
 
 def _find_processes(activities: list[dict[str, Any]], calls: dict[str, Any]) -> None:
     """Old exports do not say which process an activity is of: then the one call of its correlation id does."""
-    pairs = set(zip(calls["correlation"].tolist(), calls["pid"].tolist(), strict=True))
+    if all((part["pid"] >= 0).all() for part in activities):
+        return
     owners: dict[int, int] = {}
-    for correlation, pid in pairs:
+    for correlation, pid in set(zip(calls["correlation"].tolist(), calls["pid"].tolist(), strict=True)):
         owners[correlation] = pid if owners.setdefault(correlation, pid) == pid else UNKNOWN
     for part in activities:
         found = np.array([owners.get(correlation, UNKNOWN) for correlation in part["correlation"].tolist()], np.int64)
         part["pid"] = np.where(part["pid"] < 0, found, part["pid"])
 
 
-def _devices(export: Export) -> dict[tuple[int, int], int]:
-    """(process, its number for a GPU) -> the machine's number: a process that sees one GPU calls it 0."""
+def _find_devices(export: Export, activities: list[dict[str, Any]]) -> None:
+    """The machine's numbers for GPUs: a process that sees only one of them calls it 0."""
     rows = export.rows("TARGET_INFO_CUDA_DEVICE", "pid", "cudaId", "gpuId")
-    return {(pid, cuda): gpu for pid, cuda, gpu in rows if all(isinstance(x, int) for x in (pid, cuda, gpu))}
+    known = [row for row in rows if all(isinstance(value, int) for value in row)]
+    for part in activities:
+        own = part["device"].copy()
+        for pid, cuda, gpu in known:
+            part["device"] = np.where((part["pid"] == pid) & (own == cuda), gpu, part["device"])
 
 
 def _meta(export: Export) -> dict[str, Any]:
