@@ -12,6 +12,7 @@ from g4lab.trace.model import PHASES
 from g4lab.trace.names import short
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -191,8 +192,8 @@ def breakdown(result: Result) -> Figure:
         busy, idle = row["busy"] / divisor, row["idle"] / divisor
         ax.barh(place, busy, height=0.34, color=PALETTE[0], label="busy" if place == 0 else None)
         ax.barh(place, idle, left=busy, height=0.34, color="#F1F3F5", edgecolor=MUTED, linewidth=0.6)
-        inside(ax, busy / 2, place, f"busy {row['busy'] / row['span']:.1%}" if row["span"] else "", "white")
-        inside(ax, busy + idle / 2, place, f"idle {row['idle'] / row['span']:.1%}" if row["span"] else "", INK)
+        inside(ax, busy / 2, place, _portion("busy", row), "white")
+        inside(ax, busy + idle / 2, place, _portion("idle", row), INK)
         for line, (kind, colour) in enumerate(kinds):
             if row[kind] != row[kind]:
                 continue
@@ -207,6 +208,10 @@ def breakdown(result: Result) -> Figure:
     ax.grid(visible=False, axis="y")
     ax.set(xlabel=f"time, {unit}")
     return finish(fig, result)
+
+
+def _portion(what: str, row: pd.Series) -> str:
+    return f"{what} {row[what] / row['span']:.1%}" if row["span"] > 0 else ""
 
 
 def _device(label: object) -> str:

@@ -43,7 +43,7 @@ def union_us(rows: pd.DataFrame, by: list[str]) -> pd.Series:
     """Length of the union of the rows' intervals (columns ts_us, dur_us), for each combination of the columns `by`."""
     grouped = rows.groupby(by, observed=True)
     adds, _ = exposed_us(rows["ts_us"].to_numpy(), rows["dur_us"].to_numpy(), grouped.ngroup().to_numpy())
-    return pd.Series(adds, rows.index).groupby([rows[column] for column in by], observed=True).sum()
+    return pd.Series(adds, rows.index).groupby([rows[column] for column in by], observed=True).sum(min_count=1)
 
 
 def span_us(rows: pd.DataFrame, by: list[str]) -> pd.Series:
@@ -62,6 +62,7 @@ def breakdown(trace: Trace) -> Result:
         busy: union of all activity. compute, communication, memory: union of that kind, so they may add up to more.
         idle: span - busy.
 
+        All NaN where the trace has durations but no timeline (Nsight Compute), and the title says so.
         Without GPU activity: one row "CPU" with the span and union of the CPU operators over all threads; the kinds
         are NaN, and the title says so.
     """
@@ -78,8 +79,10 @@ def breakdown(trace: Trace) -> Result:
     table = _totals(rows, by)
     for kind in KINDS:
         table[kind] = _over_captures(union_us(rows[rows["kind"] == kind], [*by, "capture"]), by)
-    table[list(KINDS)] = table[list(KINDS)].fillna(0.0)
-    return of_trace(trace, table[list(COLUMNS)], title="GPU time by device, µs", drawer=draw.breakdown)
+    known = table["busy"].notna()
+    table[list(KINDS)] = table[list(KINDS)].fillna(0.0).where(known)
+    title = "GPU time by device, µs" if known.any() else "GPU time by device: no timeline in this trace"
+    return of_trace(trace, table[list(COLUMNS)], title=title, drawer=draw.breakdown)
 
 
 def _totals(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -92,7 +95,7 @@ def _totals(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _over_captures(values: pd.Series, by: list[str]) -> pd.Series:
-    return values.groupby(level=by, observed=True).sum()
+    return values.groupby(level=by, observed=True).sum(min_count=1)
 
 
 def launch_gaps(trace: Trace, phase: str | None = None) -> Result:
