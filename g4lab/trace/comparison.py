@@ -60,12 +60,11 @@ def diff(a: Trace, b: Trace, phase: str | None = None, of: str | None = None) ->
 def _side(trace: Trace, chosen: Selection, phase: str | None) -> pd.DataFrame:
     """calls, total_us, share and per_step_us by (family, name), names reduced to what builds share."""
     rows, _, time = chosen
-    alike = {name: same(name) for name in rows["name"].cat.categories}
-    keys = [rows["family"].astype(str), rows["name"].astype(str).map(alike)]
-    grouped = rows[time].groupby(keys)
-    side = grouped.agg(calls="count", total_us="sum")
+    inside = rows[time].where(rows["step"] >= 0, 0.0)
+    rows = rows[["family", "name"]].assign(calls=1, total_us=rows[time], per_step_us=inside)
+    side = rows.groupby(["family", "name"], observed=True).sum().reset_index()
+    side = side.assign(family=side["family"].astype(str), name=[same(name) for name in side["name"]])
+    side = side.groupby(["family", "name"]).sum()
     side["share"] = side["total_us"] / (side["total_us"].sum() or 1.0)
-    steps = len(steps_of(trace, phase))
-    inside = rows[time].where(rows["step"] >= 0, 0.0).groupby(keys).sum()
-    side["per_step_us"] = inside / steps if steps else float("nan")
+    side["per_step_us"] /= len(steps_of(trace, phase)) or float("nan")
     return side

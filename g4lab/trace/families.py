@@ -1,5 +1,11 @@
 """Which family a GPU kernel or a CPU operator belongs to, by its name alone; the rules are families.csv.
 
+Beside the families of an MoE decoder's layers (attention, GEMMs, routing, norm, rope, KV write, all-reduce, sampling,
+copy) real traces need: MoE combine (the weighted sum of the experts' outputs), activation, quantization, elementwise,
+reduction, indexing (gather, scatter, embedding), softmax and sort, scheduling (an engine's bookkeeping of batch and
+cache, and operators that wait for the device), other collectives, and for what is no serving: convolution (with its
+pooling and layout changes) and optimizer. CPU operators add views and allocation, and autograd.
+
 The first rule whose pattern is found in the name wins; "other" where none is. What a name cannot say, it is not made to
 say:
 
