@@ -1,4 +1,4 @@
-"""Prove and time kernels on this machine's GPU beside eager PyTorch, SGLang and vLLM; measure the GPU's ceilings."""
+"""Prove and time kernels on this machine's GPU beside their peers; measure its ceilings; time the reading of traces."""
 
 from pathlib import Path
 from typing import Annotated
@@ -112,6 +112,47 @@ def ceilings(
     parameters |= {"clocks_before": before, "clocks_after": timing.clocks()}
     record = records.new_record("ceilings", values, parameters)
     console.print(f"record in {records.append(record, (records_dir or records.where()) / 'ceilings.jsonl')}")
+
+
+@app.command()
+def trace(
+    file: Annotated[
+        Path | None, typer.Argument(help="A PyTorch profiler trace.", show_default="one made with --events")
+    ] = None,
+    events: Annotated[int, typer.Option(min=1, help="Events of the trace to make where no file is given.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each reader reads it.")] = 3,
+    hta_python: Annotated[
+        str | None, typer.Option(help="A Python that has HolisticTraceAnalysis.", show_default="this one")
+    ] = None,
+) -> None:
+    """Time and memory of `g4lab.trace.load` beside HolisticTraceAnalysis (0.5.0), in turn, each in its own process.
+
+    Examples:
+
+    - `g4lab bench trace profile.trace.json.gz --hta-python other-venv/bin/python`
+    - `g4lab bench trace --events 1000000`
+    """
+    import tempfile
+
+    from rich.console import Console
+
+    from g4lab.bench import trace_maker, trace_readers
+
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder, console.status("") as status:
+        if file is None:
+            status.update(f"making a trace of {events:,} events")
+            file = Path(folder) / "made.trace.json.gz"
+            made = trace_maker.write_trace(file, events)
+            console.print(f"made a trace of {made:,} events, {file.stat().st_size / 1e6:.1f} MB packed")
+        frame = trace_readers.compare(file, rounds, hta_python, progress=status.update)
+    Console().print(_table(frame.round(2)))
+    mine, hta = frame.set_index("reader").loc[["g4lab", "hta"]].to_dict("records")
+    if hta["note"]:
+        console.print(f"hta could not run: {hta['note']}", style="yellow", markup=False)
+    else:
+        less = mine["peak_mb"] / hta["peak_mb"]
+        typer.echo(f"g4lab reads it {hta['seconds'] / mine['seconds']:.1f}x faster, with {less:.0%} of the memory")
 
 
 def _table(frame):
