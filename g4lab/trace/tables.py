@@ -28,7 +28,7 @@ def kernel_table(trace: Trace, by: str = "family", phase: str | None = None, of:
     Returns:
         Indexed by family or name (then with a column family): calls, total_us, share (of the summed time of the rows
         chosen; streams that overlap count each), mean_us, median_us, p99_us, and per_step_us: the time inside steps by
-        the number of steps, NaN in a trace without any.
+        the number of steps (every rank's count), NaN in a trace without any.
 
     Raises:
         BadInput: `by`, `phase` or `of` is not one of the above, or the trace has nothing of that phase.
