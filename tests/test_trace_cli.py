@@ -6,21 +6,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from g4lab.commands import trace as command
-from g4lab.commands._group import group
+from g4lab import cli
 
 CAPTURES = Path(__file__).parent / "data" / "traces"
 NONE, ROUTER = CAPTURES / "sglang_stages_none", CAPTURES / "sglang_stages_router"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     """Runs `g4lab trace ...` and returns (exit code, stdout, stderr)."""
-    from g4lab import cli
-
-    app = group()
-    app.add_typer(command.app, name="trace")
-    monkeypatch.setattr(cli, "app", app)
 
     def call(*arguments):
         code = cli.run(["trace", *map(str, arguments)])
