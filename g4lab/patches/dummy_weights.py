@@ -21,9 +21,14 @@ _ONES = ("layer_scalar", "router.scale", "per_expert_scale", "weight_scale_inv")
 
 def _spread(model, low=-SPAN, high=SPAN, seed=1234):
     """Stands in for SGLang's initialize_dummy_weights; SGLang calls it with the model alone."""
+    count("spread_dummy")
+    spread(model, low, high, seed)
+
+
+def spread(model, low=-SPAN, high=SPAN, seed=1234):
+    """Fill a model's floating-point tensors in place: matrices uniform, each seeded by its name; norms and scales 1."""
     import torch
 
-    count("spread_dummy")
     for name, tensor in model.state_dict().items():
         if not torch.is_floating_point(tensor):
             continue

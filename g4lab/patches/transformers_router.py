@@ -30,22 +30,22 @@ def apply(model: torch.nn.Module, patches: str = "router") -> list[str]:
     """
     if patches != "router":
         raise bad("patches", patches, "router, the only patch for transformers")
-    routers = _routers(model)
-    if not routers:
+    found = routers(model)
+    if not found:
         raise bad("model", type(model).__name__, "a Gemma-4 with experts (this one has no router modules)")
-    if any(_KEPT in vars(router) for router in routers.values()):
+    if any(_KEPT in vars(router) for router in found.values()):
         raise bad("model", type(model).__name__, "an unpatched model (g4lab.patches.remove restores it)")
     if next(model.parameters()).device.type == "cpu" and not env.interpreting():
         raise Unavailable("router on a CPU runs in Triton's interpreter: set TRITON_INTERPRET=1 before importing torch")
-    for router in routers.values():
+    for router in found.values():
         vars(router)[_KEPT] = vars(router).get("forward")
         router.forward = types.MethodType(_forward, router)
-    return list(routers)
+    return list(found)
 
 
 def remove(model: torch.nn.Module) -> list[str]:
     """Restore what `apply` replaced; returns the names of the restored modules, none where nothing was patched."""
-    patched = {name: router for name, router in _routers(model).items() if _KEPT in vars(router)}
+    patched = {name: router for name, router in routers(model).items() if _KEPT in vars(router)}
     for router in patched.values():
         before = vars(router).pop(_KEPT)
         if before is None:
@@ -55,7 +55,8 @@ def remove(model: torch.nn.Module) -> list[str]:
     return list(patched)
 
 
-def _routers(model) -> dict[str, object]:
+def routers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The router modules of a transformers Gemma-4 by name, in the layers' order; empty for one without experts."""
     from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 
     return {name: module for name, module in model.named_modules() if isinstance(module, Gemma4TextRouter)}

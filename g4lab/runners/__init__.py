@@ -9,7 +9,10 @@ _HOME = {
     "Server": "server",
     "ab": "comparison",
     "bench_serving": "client",
+    "load_model": "models",
     "parse_bench": "parse",
+    "profile_server": "server_profile",
+    "profile_transformers": "profiling",
     "sglang_server": "server",
     "transformers_run": "generate",
 }

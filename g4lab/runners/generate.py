@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from g4lab import patches as patching
 from g4lab.errors import bad
-from g4lab.gemma4 import checkpoint
-from g4lab.gemma4.specs import TWINS
+from g4lab.runners.models import load_model
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +58,7 @@ def transformers_run(
     """Decode every prompt greedily, one after another with the KV cache, ending only after `max_new_tokens`.
 
     Args:
-        model: a tiny twin's name, a checkpoint folder, or a model already loaded (then `device` and `dtype` are its).
+        model: what load_model takes, or a model already loaded (then `device` and `dtype` are its).
         prompts: token ids.
         patches: "none" or "router"; a given model is left as it was found.
         device: default the GPU where there is one. dtype: default float32 on a CPU, else the checkpoint's.
@@ -74,7 +73,7 @@ def transformers_run(
     if patches not in ("none", "router"):
         raise bad("patches", patches, "none or router, the only patch for transformers")
     if isinstance(model, str | Path):
-        model = _load(str(model), device, dtype)
+        model = load_model(model, device, dtype)
     vocabulary = model.config.get_text_config().vocab_size
     if not prompts:
         raise bad("prompts", prompts, "at least one")
@@ -105,21 +104,6 @@ def transformers_run(
         clock="cuda events" if parameter.is_cuda else "perf_counter",
         patched_calls=len(calls),
     )
-
-
-def _load(model: str, device: str | None, dtype: str | None) -> torch.nn.Module:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float32" if device == "cpu" else "auto")
-    if model in TWINS:
-        model = str(checkpoint.ensure(model, "bfloat16" if dtype == "auto" else dtype))
-    elif not (Path(model) / "config.json").is_file():
-        raise bad("model", model, f"a checkpoint folder with config.json, or a tiny twin: {', '.join(TWINS)}")
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise bad("dtype", dtype, "the name of a torch dtype, such as float32")
-    return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval().to(device)
 
 
 def _decode(model: torch.nn.Module, prompt: Sequence[int], count: int) -> tuple[list[int], list[float]]:

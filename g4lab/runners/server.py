@@ -34,7 +34,7 @@ class Server:
         self.port, self.url = launch.port, f"http://127.0.0.1:{launch.port}"
         self.pid: int | None = None
         config = json.loads((launch.checkpoint / "config.json").read_text())
-        self._vocab_size = config.get("text_config", config)["vocab_size"]
+        self.vocab_size = config.get("text_config", config)["vocab_size"]
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy stands between this machine and itself
 
@@ -60,8 +60,8 @@ class Server:
     def answer(self, input_ids: Sequence[int], max_new_tokens: int, **sampling) -> dict:
         """As generate, with all that SGLang says: output_ids, text, and meta_info with its times and MTP counters."""
         for token in input_ids:
-            if not 0 <= token < self._vocab_size:  # SGLang's scheduler would die of it
-                raise bad("input_ids", token, f"token ids from 0 to {self._vocab_size - 1}")
+            if not 0 <= token < self.vocab_size:  # SGLang's scheduler would die of it
+                raise bad("input_ids", token, f"token ids from 0 to {self.vocab_size - 1}")
         sampling = {"temperature": 0.0, "max_new_tokens": max_new_tokens} | sampling
         body = {"input_ids": list(input_ids), "sampling_params": sampling}
         return self._ask("POST", "/generate", json=body, timeout=_ANSWER_S)
@@ -95,10 +95,17 @@ class Server:
         time.sleep(2 * counting.INTERVAL_S)
 
     def _ask(self, method: str, path: str, **request) -> dict:
+        return self.request(method, path, **request).json()
+
+    def request(self, method: str, path: str, **request) -> requests.Response:
+        """The answer to one HTTP request to any of SGLang's endpoints; `request`: more arguments for requests.
+
+        Raises Unavailable when the server is dead, refuses or does not answer.
+        """
         try:
             answer = self._session.request(method, self.url + path, **request)
             answer.raise_for_status()
-            return answer.json()
+            return answer
         except requests.RequestException as error:
             with contextlib.suppress(Exception):
                 self._supervisor.wait(2)  # a dead server's connection breaks before its supervisor has cleaned up

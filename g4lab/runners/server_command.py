@@ -38,6 +38,7 @@ class Launch:
 
     command: tuple[str, ...]
     env: Mapping[str, str]
+    model: str
     checkpoint: Path
     port: int
     device: str
@@ -63,7 +64,7 @@ def server_command(
     for arg in args:
         if arg.split("=")[0] in _OURS:
             raise bad("args", arg, "SGLang's other flags; this one is an argument of sglang_server")
-    device = _device(device)
+    device = choose_device(device)
     attention_backend, dtype = (
         _on_cpu(attention_backend, dtype, draft) if device == "cpu" else (attention_backend, dtype)
     )
@@ -79,10 +80,11 @@ def server_command(
     if draft:
         command += [*_MTP_FLAGS, "--speculative-draft-model-path", str(_folder("draft", draft))]
     variables = _environment(device, patches, folder) | dict(env_vars or {})
-    return Launch((*command, *args), variables, checkpoint, port, device, names)
+    return Launch((*command, *args), variables, Path(model).name, checkpoint, port, device, names)
 
 
-def _device(device: str | None) -> str:
+def choose_device(device: str | None) -> str:
+    """ "cpu" or "cuda", None for the GPU where there is one. Raises BadInput or, without a GPU, Unavailable."""
     if device not in (None, "cpu", "cuda"):
         raise bad("device", device, "cpu or cuda")
     if device == "cuda" and not env.has_gpu():
