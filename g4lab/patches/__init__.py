@@ -5,6 +5,7 @@ In SGLang through its plugin (G4LAB_PATCHES=...), in transformers through `apply
 
 from g4lab.patches.catalogue import REGISTRY, parse
 from g4lab.patches.counting import counters, notes, states
+from g4lab.patches.liveness import alive_in
 from g4lab.patches.registry import Hook, Patch
 from g4lab.patches.sglang_targets import SUPPORTED_SGLANG, targets_report
 from g4lab.patches.transformers_router import apply, remove
@@ -14,6 +15,7 @@ __all__ = [
     "SUPPORTED_SGLANG",
     "Hook",
     "Patch",
+    "alive_in",
     "apply",
     "counters",
     "notes",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from g4lab.errors import G4LabError, bad
@@ -31,9 +31,10 @@ class Patch:
     """One change to an engine that can be switched on by name.
 
     effect: one line on what changes. source: the work it comes from. requires: what it needs, in words. declines: gives
-    the reason why it cannot work in this process on that device, or None. kernel: the name its work carries in a GPU
-    trace. counts: what one step of its call counter (named as the patch) means; under CUDA graphs Python runs at
-    capture only, so there a trace is the proof that it is alive. opt_in: not part of "all".
+    the reason why it cannot work in this process on that device, or None. kernel: the name its work carries in a
+    trace. gone: what it replaces, by patterns of names in "kernels" and in CPU "operators". counts: what one step of
+    its call counter (named as the patch) means; under CUDA graphs Python runs at capture only, so there a trace is the
+    proof that it is alive. opt_in: not part of "all".
     """
 
     name: str
@@ -45,6 +46,7 @@ class Patch:
     default_on: bool = False
     opt_in: bool = False
     kernel: str | None = None
+    gone: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     declines: Callable[[Device], str | None] = lambda device: None
 
     def hooks_on(self, device: Device) -> tuple[Hook, ...]:

@@ -64,8 +64,9 @@ def profile_transformers(
     try:
         with torch.inference_mode():
             inputs = _inputs(model, phase, batch, prompt_len, WARMUP_STEPS + 1 + steps)
-            for ids, cache in inputs[:WARMUP_STEPS]:  # compiles kernels, fills caches
-                _forward(model, ids, cache)
+            with profile(activities=activities):  # the first capture of a process initialises the profiler
+                for ids, cache in inputs[:WARMUP_STEPS]:  # compiles kernels, fills caches
+                    _forward(model, ids, cache)
             load = _expert_load(model, *inputs[WARMUP_STEPS])
             with profile(activities=activities) as profiler:
                 for ids, cache in inputs[-steps:]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _FIRST_TOKEN = 3  # below are special tokens
 # Sequences must still decode when the profiler has started and until it has stopped. A GPU decodes faster.
-_SPARE_TOKENS = {"cpu": 64, "cuda": 512}
+_SPARE_TOKENS = {"cpu": 128, "cuda": 512}
 _SETTINGS = ("attention_backend", "dtype", "disable_cuda_graph", "chunked_prefill_size", "speculative_algorithm")
 
 
@@ -51,7 +51,9 @@ def profile_server(
     """
     captures.check(phase, batch=batch, prompt_len=prompt_len, steps=steps)
     prompts = _prompts(server, batch, prompt_len, waves=steps + 1)
-    _generate(server, next(prompts), 3, timeout_s)
+    with tempfile.TemporaryDirectory() as folder, _profiling(server, folder, timeout_s):
+        # The profiler's first start takes seconds, in which the sequences to capture would end.
+        _generate(server, next(prompts), 3, timeout_s)
     server.request("POST", "/flush_cache", params={"timeout": timeout_s}, timeout=2 * timeout_s)
     patches = ",".join(server.launch.patches) or "none"
     final = Path(out).absolute() / captures.stem(server.launch.model, phase, batch, prompt_len, patches)
