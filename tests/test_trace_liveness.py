@@ -46,6 +46,31 @@ def test_on_real_captures_of_the_server():
     assert "alive</b>" in patches.alive_in(on, "router")._repr_html_()
 
 
+def test_a_drafts_top_k_does_not_hide_that_the_routers_is_gone():
+    steps = [note("step[VERIFY bs=1]", 0, 100), note("step[DRAFT bs=1]", 200, 100)]
+    trace = load(opened(text([*steps, kernel("_route_kernel", 10, 2.5, 1), kernel(EAGER[0], 210, 2.5, 2)])))
+    assert patches.alive_in(trace, "router").alive
+    assert not expect(trace, gone=["gatherTopK"]).alive
+    real = load(CAPTURES / "sglang_mtp")
+    routing, drafting = (
+        expect(real, gone=["^aten::topk$"], phases=each).signs[0] for each in (["verify"], ["unknown"])
+    )
+    assert (routing.calls, drafting.calls) == (6, 1)
+
+
+def test_a_phase_without_events_is_no_proof():
+    trace = gpu_trace("_route_kernel")
+    assert expect(trace, gone=["topk"], phases=["prefill"]).signs[0].holds is None
+    with pytest.raises(BadInput, match=r"phases: got \['dekode'\]"):
+        expect(trace, gone=["topk"], phases=["dekode"])
+
+
+def test_the_scope_holds_for_annotations():
+    on = load(CAPTURES / "sglang_stages_router")
+    assert expect(on, present=["_route_kernel"], phases=["decode"]).signs[0].calls == 12
+    assert expect(on, present=["scheduler.run_batch"], phases=["decode"]).signs[0].calls == 0
+
+
 def test_an_empty_trace_is_no_proof():
     empty = load(opened(b'[{"ph": "M", "name": "process_name"}]'))
     verdict = expect(empty, gone=["topk"])

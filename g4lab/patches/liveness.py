@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def alive_in(trace: Trace, name: str) -> Verdict:
     """Whether the kernel of patch `name` is in the trace and what it replaces is gone from it.
 
+    Where the trace has forward passes of the target model, only they count: a draft's choice of tokens is a top-k, too.
+
     Raises:
         BadInput: there is no such patch, or it has no kernel of its own (its call counter is its proof).
     """
@@ -28,4 +30,6 @@ def alive_in(trace: Trace, name: str) -> Verdict:
         raise bad(
             "name", name, f"a patch with a kernel of its own ({seen}); the others are proven by their call counter"
         )
-    return expect(trace, patch.gone.get("kernels" if trace.has_gpu else "operators", ()), [patch.kernel])
+    target = [phase for phase in ("prefill", "decode", "verify") if (trace.steps["phase"] == phase).any()]
+    gone = patch.gone.get("kernels" if trace.has_gpu else "operators", ())
+    return expect(trace, gone, [patch.kernel], target or None)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from g4lab.errors import bad
-from g4lab.trace.model import Trace
+from g4lab.trace.model import PHASES, Trace
+from g4lab.trace.steps import assign
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ class Verdict:
         return f"<b>{word}</b>, by the {self.of} of {html.escape(self.source)}<ul>{items}</ul>"
 
 
-def expect(trace: Trace, gone: Sequence[str] = (), present: Sequence[str] = ()) -> Verdict:
+def expect(
+    trace: Trace, gone: Sequence[str] = (), present: Sequence[str] = (), phases: Sequence[str] | None = None
+) -> Verdict:
     """Look for kernels that should be gone from a trace, and for those that should be in it.
 
     With GPU activity the kernels' names count. Without, the names of CPU operators and of annotations do: an
@@ -68,31 +71,42 @@ def expect(trace: Trace, gone: Sequence[str] = (), present: Sequence[str] = ()) 
 
     Args:
         gone, present: regular expressions, searched for anywhere in a name.
+        phases: look in the steps of these phases only, so that what samples or drafts between them does not count.
 
     Raises:
-        BadInput: neither is given, or a pattern is no regular expression.
+        BadInput: neither is given, a pattern is no regular expression, or there is no such phase.
     """
     if not gone and not present:
         raise bad("gone, present", (gone, present), "at least one pattern")
     if isinstance(gone, str) or isinstance(present, str):
         raise bad("gone, present", (gone, present), "lists of patterns, not a text")
+    if phases is not None and not set(phases) <= set(PHASES):
+        raise bad("phases", phases, "some of " + ", ".join(PHASES))
     if trace.has_gpu:
-        of, names = "kernels", trace.kernels[["name", "dur_us"]]
+        of, tables = "kernels", [trace.kernels]
     else:
-        of, tables = "operators", (trace.operators, trace.annotations)
-        names = pd.concat([table[["name", "dur_us"]].astype({"name": "str"}) for table in tables], ignore_index=True)
-    sums = names.groupby("name", observed=True)["dur_us"].agg(["count", "sum"])
+        stages = trace.captures["stage"].tolist()
+        moments = trace.annotations["ts_us"].to_numpy(), trace.annotations["capture"].to_numpy()
+        phase = assign(*moments, trace.steps, stages)["phase"]
+        of, tables = "operators", [trace.operators, trace.annotations.assign(phase=phase)]
+    if phases is not None:
+        tables = [table[table["phase"].isin(list(phases))] for table in tables]
+    names = pd.concat([table[["name", "dur_us"]].astype({"name": "str"}) for table in tables], ignore_index=True)
+    sums = names.groupby("name")["dur_us"].agg(["count", "sum"])
+    can_tell = not tables[0].empty
     signs = [
-        _sign(sums, pattern, wanted) for wanted, each in (("gone", gone), ("present", present)) for pattern in each
+        _sign(sums, pattern, wanted, can_tell)
+        for wanted, each in (("gone", gone), ("present", present))
+        for pattern in each
     ]
     return Verdict(trace.source, of, tuple(signs))
 
 
-def _sign(sums: pd.DataFrame, pattern: str, wanted: str) -> Sign:
+def _sign(sums: pd.DataFrame, pattern: str, wanted: str, can_tell: bool) -> Sign:
     try:
         hits = [bool(re.search(pattern, name)) for name in sums.index]
     except re.error as error:
         raise bad(wanted, pattern, f"a regular expression ({error})") from None
     calls, total = int(sums["count"][hits].sum()), float(sums["sum"][hits].sum())
-    holds = None if sums.empty else (calls == 0) == (wanted == "gone")
+    holds = (calls == 0) == (wanted == "gone") if can_tell else None
     return Sign(pattern, wanted, calls, total, holds)
