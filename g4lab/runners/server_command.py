@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ _MTP_FLAGS = (
     *("--speculative-algorithm", "NEXTN", "--speculative-num-steps", "3"),
     *("--speculative-num-draft-tokens", "4", "--speculative-eagle-topk", "1"),
 )
+# Below those that Linux gives to whoever asks for any: the server takes its port only half a minute later.
+_PORTS = range(20_000, 32_768)
 _OURS = ("--model-path", "--model", "--port", "--host", "--device", "--attention-backend", "--dtype")
 
 
@@ -148,13 +151,16 @@ def _free_port(port: int | None) -> int:
     """`port` if nothing listens there, or any free one for None. Raises BadInput."""
     if port is not None and not 0 < port < 65536:
         raise bad("port", port, "1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port or 0))
-        except OSError as error:
-            raise bad("port", port, f"a free port ({error.strerror})") from None
-        return probe.getsockname()[1]
+    error = None
+    for candidate in [port] if port is not None else random.sample(_PORTS, 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", candidate))
+                return candidate
+            except OSError as failed:
+                error = failed
+    raise bad("port", port, f"a free port ({error.strerror})")
 
 
 def _environment(device: str, patches: str, folder: Path) -> dict[str, str]:
