@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from g4lab import env
 
 env.interpret_without_gpu()  # before any test module imports triton
+settings.register_profile("lab", deadline=None)  # a busy machine is no failure
+settings.load_profile("lab")
 
 
 def pytest_collection_modifyitems(items):

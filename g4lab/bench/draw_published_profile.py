@@ -44,6 +44,6 @@ def draw() -> Figure:
         ax.set_xlim(0, 75)
         ax.tick_params(axis="y", length=0, labelcolor=MUTED)
         ax.grid(axis="y", visible=False)
-    axes[1].legend(loc="lower right", fontsize=8)
+    axes[0].legend(loc="lower right", fontsize=8)  # where the bars are short
     stamp(fig, "published", f"{cited}, 26B-A4B, 2x H100, TP=2")
     return fig
