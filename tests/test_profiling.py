@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from g4lab import patches
+from g4lab import cli, patches
 from g4lab.errors import BadInput
 from g4lab.runners import profile_transformers
 from g4lab.runners.models import load_model
@@ -52,3 +52,20 @@ def test_bad_input_is_named_before_anything_runs(model, tmp_path, wrong, says):
 def test_an_unknown_model():
     with pytest.raises(BadInput, match="model"):
         load_model("no-such-model")
+
+
+def test_the_command_prints_the_families_and_where_the_trace_is(tmp_path, capsys):
+    options = ["--phase", "prefill", "--batch", "2", "--prompt-len", "8", "--steps", "1", "--patches", "router"]
+    assert cli.run(["profile", *options, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "no kernel performance" in shown
+    assert str(tmp_path / "tiny-moe-prefill-bs2-len8-router.trace.json.gz") in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--runner", "vllm"], "--runner"), (["--", "--x"], "SGLANG ARGS"), (["--phase", "p"], "phase")],
+)
+def test_the_command_names_what_is_wrong(options, says, capsys):
+    assert cli.run(["profile", *options]) == 2
+    assert says in capsys.readouterr().err

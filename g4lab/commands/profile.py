@@ -1,5 +1,6 @@
 """`g4lab profile`: capture forward passes of one phase and show where their time goes."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,9 @@ import typer
 
 
 def command(
+    args: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- SGLANG ARGS]", help="Passed to SGLang as they are.")
+    ] = None,
     runner: Annotated[str, typer.Option(help="hf (transformers, in this process) or sglang (the real server).")] = "hf",
     model: Annotated[str, typer.Option(help="A model's name (tiny-moe, 26b-a4b) or a checkpoint.")] = "tiny-moe",
     phase: Annotated[str, typer.Option(help="prefill or decode.")] = "decode",
@@ -31,6 +35,7 @@ def command(
 
     - `g4lab profile --runner hf --model tiny-moe --phase prefill --prompt-len 64`
     - `g4lab profile --runner sglang --phase decode --batch 8 --steps 5`
+    - `g4lab profile --runner sglang --model 26b-a4b --patches default,spread_dummy -- --load-format dummy`
     """
     from rich.console import Console
 
@@ -41,6 +46,9 @@ def command(
 
     if runner not in ("hf", "sglang"):
         raise bad("--runner", runner, "hf or sglang")
+    if args and runner == "hf":
+        raise bad("SGLANG ARGS", " ".join(args), "--runner sglang with them")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its notes on starting, stopping and finding no GPU
     env.interpret_without_gpu()  # before anything imports triton
     work = {"phase": phase, "batch": batch, "prompt_len": prompt_len, "steps": steps, "out": out}
     console = Console(stderr=True)
@@ -56,7 +64,7 @@ def command(
 
             check(phase, batch=batch, prompt_len=prompt_len, steps=steps)  # before half a minute of starting
             serving = {"device": device, "dtype": dtype, "attention_backend": attention_backend or _backend(device)}
-            with sglang_server(model, patches, **serving) as server:
+            with sglang_server(model, patches, args or (), **serving) as server:
                 made = profile_server(server, **work)
     trace = load(made)
     for line in losses(trace):

@@ -35,9 +35,9 @@ def stem(model: str, phase: str, batch: int, prompt_len: int, patches: str) -> s
 
 
 def inflate(file: Path) -> bytes | None:
-    """What a .gz file holds; None while its end is missing, as in one still being written."""
+    """What a .gz file holds; None while its end is missing, as in one still being written, or empty."""
     try:
-        return gzip.decompress(file.read_bytes())
+        return gzip.decompress(file.read_bytes()) or None
     except (EOFError, gzip.BadGzipFile, zlib.error, FileNotFoundError):
         return None
 
