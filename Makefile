@@ -33,7 +33,7 @@ run: setup
 	$(call step,run,$(BIN)/g4lab run)
 
 test: setup
-	@start=$$SECONDS; $(MAKE) --no-print-directory lint; $(MAKE) --no-print-directory -j2 --output-sync=line unit server; $(MAKE) --no-print-directory nbval wheel; echo "=== make test: $$((SECONDS - start)) s"
+	@start=$$SECONDS; $(MAKE) --no-print-directory lint; $(MAKE) --no-print-directory -j2 unit server; $(MAKE) --no-print-directory nbval wheel; echo "=== make test: $$((SECONDS - start)) s"
 
 lint: setup
 	$(call step,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
