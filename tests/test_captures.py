@@ -8,7 +8,7 @@ import pytest
 from g4lab.errors import BadInput
 from g4lab.runners import captures
 
-TRACE = b'{"traceEvents": [{"name": "traceName"}], "host_name": "box", "traceName": "/tmp/tmpabc.json"}'
+TRACE = b'{"traceEvents": [{"name": "traceName"}], "host_name": "box", "traceName": "tmpabc.json"}'
 
 
 def test_a_file_without_its_end_is_not_read(tmp_path):
