@@ -24,8 +24,8 @@ from g4lab.trace.model import Problem
 
 CHUNK = 2 << 20
 LONGEST = 64 << 20  # bytes of a header or of a single event
-TRIES = 6  # cuts tried before a chunk is taken event by event
-JOINED = 8  # pieces that one event with nested objects may have been cut into
+TRIES = 8  # cuts tried, 1, 2, 4, ... further back each time, before a chunk is taken event by event
+JOINED = 8  # pieces that one event with nested objects may be in when it is taken so; fewer than 2**TRIES
 
 Value = int | float | str | None
 
@@ -126,8 +126,9 @@ class ChromeFile:
     def _next(self) -> list[Event]:
         """The events before the buffer's last good cut; none where the buffer must grow first."""
         end = len(self._buffer)
-        for _ in range(TRIES):
-            end = _cut(self._buffer, end)
+        for attempt in range(TRIES):
+            for _ in range(2**attempt):  # an event of many nested objects is soon behind
+                end = _cut(self._buffer, end)
             if end < 0:
                 break
             try:
@@ -164,7 +165,7 @@ class ChromeFile:
         """The buffer's events one at a time; before the end of the file the last few pieces stay in the buffer."""
         text = self._buffer
         cuts = [0, *(found.end() for found in _BETWEEN.finditer(text)), len(text)]
-        last = len(cuts) - 1 if self._ended else max(1, len(cuts) - 1 - JOINED)
+        last = len(cuts) - 1 - (0 if self._ended else JOINED)
         events: list[Event] = []
         index = 0
         while index < last and not self._closed:
@@ -215,7 +216,7 @@ def _header(text: bytes) -> dict[str, Any] | None:
 
 def _cut(text: bytes, end: int) -> int:
     """Where the last object that another object follows has its closing brace, before `end`; -1 for nowhere."""
-    while (end := text.rfind(b"}", 0, end)) >= 0:
+    while end >= 0 and (end := text.rfind(b"}", 0, end)) >= 0:
         after = text[end + 1 : end + 100].lstrip()
         if after.startswith(b",") and after[1:].lstrip().startswith(b"{"):
             return end
