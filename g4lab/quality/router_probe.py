@@ -15,6 +15,7 @@ import torch
 
 from g4lab.errors import bad
 from g4lab.kernels.router import ROUNDINGS, route, route_reference
+from g4lab.quality.ulps import difference
 
 Router = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
@@ -168,30 +169,17 @@ def compare(got: tuple, expected: tuple, dtype: torch.dtype) -> dict:
     (weights, ids), (expected_weights, expected_ids) = got, expected
     by_id, expected_by_id = ids.long().argsort(dim=1), expected_ids.long().argsort(dim=1)
     same_set = (ids.gather(1, by_id) == expected_ids.gather(1, expected_by_id)).all(dim=1)
-    a = weights.gather(1, by_id)[same_set].double()
-    b = expected_weights.gather(1, expected_by_id)[same_set].double()
-    nan = (a.isnan() != b.isnan()).sum()
-    unequal = (a != b) & ~(a.isnan() & b.isnan())
-    difference = (a - b).abs()[unequal].nan_to_num(nan=math.inf)
-    ulps = difference / _spacing(b[unequal], dtype)
-    whole, counts = ulps.ceil().clamp(max=1e6).long().unique(return_counts=True)
+    found = difference(weights.gather(1, by_id)[same_set], expected_weights.gather(1, expected_by_id)[same_set], dtype)
     return {
         "set_disagreements": int((~same_set).sum()),
         "order_disagreements": int((ids != expected_ids).any(dim=1).sum()),
-        "weights_compared": a.numel(),
-        "weights_unequal": int(unequal.sum()),
-        "nan_disagreements": int(nan),
-        "max_abs": float(difference.max()) if difference.numel() else 0.0,
-        "max_ulp": float(ulps.max()) if ulps.numel() else 0.0,
-        "ulps": dict(zip(whole.tolist(), counts.tolist(), strict=True)),
+        "weights_compared": found.compared,
+        "weights_unequal": found.unequal,
+        "nan_disagreements": found.nan_disagreements,
+        "max_abs": found.max_abs,
+        "max_ulp": found.max_ulp,
+        "ulps": found.ulps,
     }
-
-
-def _spacing(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Distance between neighbouring values of `dtype` at fp64 `x`; of subnormals near zero, infinite for no number."""
-    info = torch.finfo(dtype)
-    exponent = torch.frexp(x.abs().clamp(min=info.smallest_normal)).exponent - 1
-    return torch.where(x.isfinite(), torch.ldexp(torch.full_like(x, info.eps), exponent), math.inf)
 
 
 def _add(result: ProbeResult, part: dict) -> ProbeResult:
