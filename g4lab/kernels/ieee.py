@@ -62,3 +62,24 @@ def butterfly_sum(x, ROWS: tl.constexpr, COLS: tl.constexpr):
         halves = tl.reshape(x, [ROWS, 2, HALF])
         result = butterfly_sum(tl.sum(halves, axis=1), ROWS, HALF)
     return result
+
+
+@triton.jit
+def fp8_bits(x, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl.constexpr):
+    """fp32 `x` rounded to the nearest even fp8 value, as its bits in uint8: what PyTorch's conversion gives.
+
+    e4m3fn: MANTISSA 3, BIAS 7, LARGEST 0x7F (overflow is NaN). e5m2: 2, 15, 0x7C (overflow is infinity). Triton's own
+    conversion saturates instead.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    shift: tl.constexpr = 23 - MANTISSA
+    code = magnitude + ((1 << (shift - 1)) - 1) + ((magnitude >> shift) & 1)
+    code = (code >> shift) - ((127 - BIAS) << MANTISSA)
+    # Below the least normal value: adding 2**23 of fp8's smallest steps leaves their count in the low bits.
+    steps: tl.constexpr = (127 + 24 - BIAS - MANTISSA) << 23
+    one = tl.full(x.shape, steps, tl.int32).to(tl.float32, bitcast=True)
+    subnormal = (tl.abs(x) + one).to(tl.int32, bitcast=True) - steps
+    code = tl.where(magnitude < ((128 - BIAS) << 23), subnormal, tl.minimum(code, LARGEST))
+    code = tl.where(magnitude > 0x7F800000, 0x7F, code)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
