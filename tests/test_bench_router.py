@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from g4lab import env
 from g4lab.bench import router as bench
-from g4lab.bench import timing
+from g4lab.bench import suite, timing
 from g4lab.bench.draw_router import draw_latency
 from g4lab.bench.timing import Provider, Timed
 from g4lab.errors import BadInput, Unavailable
@@ -55,14 +55,14 @@ def test_rows_carry_quantiles_gain_and_noise():
         "fast": Timed({"cold": 5 * spread, "warm": 4 * spread}),
         "absent": Timed({}, "not installed"),
     }
-    cold, warm = bench._rows(bench.Case(64), "fast", timed)
+    cold, warm = suite.rows(bench.Case(64), "fast", timed)
     assert (cold["tokens"], cold["reading"], cold["p50_us"], cold["n"]) == (64, "cold", 5.0, 41)
     assert (cold["speedup"], warm["speedup"]) == (2.0, 2.5)
     assert cold["aa_low"] <= 1 <= cold["aa_high"] < cold["speedup_low"]
     assert cold["beyond_noise"]
-    again, _ = bench._rows(bench.Case(64), bench.AGAIN, timed)
+    again, _ = suite.rows(bench.Case(64), bench.AGAIN, timed)
     assert not again["beyond_noise"]
-    absent, _ = bench._rows(bench.Case(64), "absent", timed)
+    absent, _ = suite.rows(bench.Case(64), "absent", timed)
     assert absent["reason"] == "not installed"
     assert "p50_us" not in absent
 
@@ -71,7 +71,7 @@ def test_figure_of_times_needs_times():
     spread = np.linspace(0.9, 1.1, 11)
     samples = Timed({"cold": 5 * spread, "warm": 4 * spread})
     timed = dict.fromkeys((bench.BASELINE, bench.AGAIN), samples) | {"absent": Timed({}, "not installed")}
-    rows = [row for t in (1, 64) for name in timed for row in bench._rows(bench.Case(t), name, timed)]
+    rows = [row for t in (1, 64) for name in timed for row in suite.rows(bench.Case(t), name, timed)]
     figure = draw_latency(pd.DataFrame(rows), "recorded", "made for a test")
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["cold L2", "warm L2"]
     assert figure.get_supxlabel() == "recorded · made for a test"

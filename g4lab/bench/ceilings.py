@@ -127,11 +127,9 @@ def _providers(provider):
 
 
 def _copy(_):
-    import torch
+    from g4lab.bench.floors import copying
 
-    source = torch.empty(COPY_BYTES, dtype=torch.int8, device="cuda")
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
+    return copying(2 * COPY_BYTES)
 
 
 def _matmul(_):
@@ -145,7 +143,7 @@ def _matmul(_):
 def _launch(_):
     import torch
 
-    from g4lab.bench.launch import launch_empty
+    from g4lab.bench.floors import launch_empty
 
     tensor = torch.empty(1, device="cuda")
     return lambda: launch_empty(tensor)

@@ -79,7 +79,7 @@ def time_providers(
                 raise Unavailable(provider.missing())
             call = provider.build(case)
             graphs[provider.name] = {"cold": _capture(call, 1), "warm": _capture(call, REPEATS)}
-        except (ImportError, G4LabError, RuntimeError, AssertionError) as error:
+        except (ImportError, OSError, G4LabError, RuntimeError, AssertionError) as error:
             timed[provider.name] = Timed({}, reason_of(error))
     samples = {name: {reading: np.empty(rounds) for reading in READINGS} for name in graphs}
     flush = torch.empty(2 * torch.cuda.get_device_properties(0).L2_cache_size, dtype=torch.int8, device="cuda")

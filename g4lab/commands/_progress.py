@@ -1,6 +1,8 @@
-"""How a batch run shows itself: bars on a terminal, one line for each event in a log."""
+"""How long work shows itself: bars on a terminal, and of a batch run one line for each event in a log."""
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +13,14 @@ from rich.text import Text
 
 from g4lab import batch
 from g4lab.batch import RunState
+
+
+@contextlib.contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for one piece of work; yields the callback (done, total) that moves it."""
+    with Bars(console=Console(stderr=True)) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""How commands print an analysis of a trace."""
+"""How commands print a frame, and an analysis of a trace."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from g4lab.trace import Trace
     from g4lab.trace.result import Result
 
@@ -30,6 +32,14 @@ def table(result: Result, rows: int | None = None) -> Table:
         drawn.add_column(name, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
     for row in values:
         drawn.add_row(*(Text(text(value, name)) for value, name in zip(row, names, strict=False)))
+    return drawn
+
+
+def frame_table(frame: pd.DataFrame) -> Table:
+    """Every row and column of a frame as a rich table; what is missing stays empty."""
+    drawn = Table(*map(str, frame.columns))
+    for row in frame.itertuples(index=False):
+        drawn.add_row(*(Text("" if value is None or value != value else str(value)) for value in row))
     return drawn
 
 

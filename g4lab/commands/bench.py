@@ -29,42 +29,12 @@ def router(
     """
     from rich.console import Console
 
-    from g4lab import records
     from g4lab.bench import router as bench
-    from g4lab.bench import timing
-    from g4lab.errors import G4LabError, Unavailable
+    from g4lab.commands import _suite
+    from g4lab.commands._table import frame_table
 
-    console = Console()
-    try:
-        timing.require_gpu()
-    except Unavailable:
-        console.print(_table(bench.availability()))
-        raise
-
-    folder = records_dir or records.where()
-    with _bar("bit-equality") as advance:
-        proofs = bench.prove(rows, progress=advance)
-    for tokens, proof in proofs:
-        values = {"ulps": {str(ulp): n for ulp, n in proof.ulps.items()}, **proof.summary()}
-        parameters = {name: values.pop(name) for name in ("dtype", "rounding", "logits")}
-        parameters |= {"tokens_per_call": tokens, "seed": proof.seed}
-        records.append(records.new_record("router.bits", values, parameters), folder / "router.bits.jsonl")
-    failed = [f"{p.dtype} {p.logits} T={t}" for t, p in proofs if not p.bit_identical]
-    console.print(f"bit-identical to eager: {len(proofs) - len(failed)} of {len(proofs)} checks")
-
-    before = timing.clocks()
-    with _bar("timing") as advance:
-        frame = bench.measure(rounds=rounds, progress=advance)
-    clocks = {"clocks_before": before, "clocks_after": timing.clocks()}
-    keys = ["tokens", "num_experts", "top_k", "dtype", "provider", "reading"]
-    for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
-        parameters = {key: row.pop(key) for key in keys}
-        path = folder / "router.latency.jsonl"
-        records.append(records.new_record("router.latency", {**row, **clocks}, parameters), path)
-    console.print(_table(frame.round(3)))
-    console.print(f"records in {folder}")
-    if failed:
-        raise G4LabError("not bit-identical to eager: " + "; ".join(failed))
+    frame = _suite.run("router", bench, records_dir, {"rows": rows}, {"rounds": rounds})
+    Console().print(frame_table(frame.round(3)))
 
 
 @app.command()
@@ -88,13 +58,15 @@ def ceilings(
     from g4lab import records
     from g4lab.bench import ceilings as bench
     from g4lab.bench import timing
+    from g4lab.commands._progress import bar
+    from g4lab.commands._table import frame_table
     from g4lab.errors import Unavailable
 
     console = Console()
 
     def show(all_of):
         columns = ("chip", "copy_gbps", "matmul_tflops", "launch_us", "kind")
-        console.print(_table(pd.DataFrame([{name: getattr(each, name) for name in columns} for each in all_of])))
+        console.print(frame_table(pd.DataFrame([{name: getattr(each, name) for name in columns} for each in all_of])))
 
     try:
         timing.require_gpu()
@@ -102,7 +74,7 @@ def ceilings(
         show(bench.chips().values())
         raise
     before = timing.clocks()
-    with _bar("timing") as advance:
+    with bar("timing") as advance:
         measured = bench.measure(rounds=rounds, progress=advance)
     show([measured, *bench.chips().values()])
     for name, (low, high) in measured.noise.items():
@@ -137,6 +109,7 @@ def trace(
     from rich.console import Console
 
     from g4lab.bench import trace_maker, trace_readers
+    from g4lab.commands._table import frame_table
 
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder, console.status("") as status:
@@ -146,35 +119,10 @@ def trace(
             made = trace_maker.write_trace(file, events)
             console.print(f"made a trace of {made:,} events, {file.stat().st_size / 1e6:.1f} MB packed")
         frame = trace_readers.compare(file, rounds, hta_python, progress=status.update)
-    Console().print(_table(frame.round(2)))
+    Console().print(frame_table(frame.round(2)))
     mine, hta = frame.set_index("reader").loc[["g4lab", "hta"]].to_dict("records")
     if hta["note"]:
         console.print(f"hta could not run: {hta['note']}", style="yellow", markup=False)
     else:
         less = mine["peak_mb"] / hta["peak_mb"]
         typer.echo(f"g4lab reads it {hta['seconds'] / mine['seconds']:.1f}x faster, with {less:.0%} of the memory")
-
-
-def _table(frame):
-    from rich.table import Table
-
-    table = Table(*map(str, frame.columns))
-    for row in frame.itertuples(index=False):
-        table.add_row(*["" if value != value else str(value) for value in row])
-    return table
-
-
-def _bar(what: str):
-    """Context manager that yields a progress callback (done, total)."""
-    import contextlib
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    @contextlib.contextmanager
-    def bar():
-        with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task(what, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
-
-    return bar()

@@ -1,0 +1,103 @@
+"""What every suite of kernel benchmarks shares: cases and providers as data, one row per (case, provider, reading).
+
+A case is a dataclass; its fields, the provider and the reading name a row. The baseline stands among the providers
+twice, as BASELINE and as AGAIN, so that every speed-up has the A/A interval of its own run beside it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import pandas as pd
+
+from g4lab.bench import stats, timing
+from g4lab.bench.timing import Provider, Timed
+from g4lab.errors import Unavailable
+
+BASELINE = "eager PyTorch"
+AGAIN = BASELINE + " (again)"
+EMPTY = "empty kernel (launch floor)"
+
+More = Callable[[object, str, str, dict[str, Timed]], dict]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One check of equality: the conditions, the counts found, and whether what is claimed holds."""
+
+    parameters: dict
+    values: dict
+    holds: bool
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.parameters.items())
+
+
+def measure(
+    cases: Sequence, providers_of: Callable[[object], Sequence[Provider]], *, rounds: int = 200,
+    more: More | None = None, progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Times `providers_of(case)` on each case and returns one row per (case, provider, reading).
+
+    Columns: the case's fields, provider, reading, reason (why there are no times), p20_us, p50_us, p80_us (µs per
+    call), n, speedup over the baseline with its interval, aa_low, aa_high, beyond_noise, and what `more(case, provider,
+    reading, timed)` adds for a provider that ran.
+
+    Raises:
+        Unavailable: no GPU, or an interpreted process.
+    """
+    timing.require_gpu()
+    found = []
+    for done, case in enumerate(cases):
+        timed = timing.time_providers(list(providers_of(case)), case, rounds=rounds)
+        found += [row for name in timed for row in rows(case, name, timed, more)]
+        if progress:
+            progress(done + 1, len(cases))
+    return pd.DataFrame(found)
+
+
+def keys(*cases: type) -> list[str]:
+    """The columns that name a row of cases of these types; the others are what was measured."""
+    return [*dict.fromkeys(field.name for case in cases for field in fields(case)), "provider", "reading"]
+
+
+def rows(case, name: str, timed: dict[str, Timed], more: More | None = None) -> Iterator[dict]:
+    """The rows of one provider, a reading each, from the samples of all providers of the case."""
+    for reading in timing.READINGS:
+        row = {**asdict(case), "provider": name, "reading": reading, "reason": timed[name].reason}
+        if not timed[name].reason:
+            quantiles = stats.quantiles(timed[name].samples[reading])
+            row |= {"n": quantiles.pop("n"), **{f"{key}_us": value for key, value in quantiles.items()}}
+            row |= _over_baseline(timed, name, reading)
+            row |= more(case, name, reading, timed) if more else {}
+        yield row
+
+
+def ratio(timed: dict[str, Timed], slow: str, fast: str, reading: str) -> stats.Ratio | None:
+    """How many times longer `slow` takes than `fast`; None where one of them was not timed."""
+    if any(name not in timed or timed[name].reason for name in (slow, fast)):
+        return None
+    return stats.median_ratio(timed[slow].samples[reading], timed[fast].samples[reading])
+
+
+def _over_baseline(timed: dict[str, Timed], name: str, reading: str) -> dict:
+    gain, noise = (ratio(timed, BASELINE, other, reading) for other in (name, AGAIN))
+    if gain is None or noise is None:
+        return {}
+    return {
+        "speedup": gain.ratio, "speedup_low": gain.low, "speedup_high": gain.high,
+        "aa_low": noise.low, "aa_high": noise.high, "beyond_noise": gain.beyond(noise),
+    }  # fmt: skip
+
+
+def availability(providers: Sequence[Provider]) -> pd.DataFrame:
+    """Which providers could be timed here, each with all that stops it; times nothing and needs no GPU."""
+    try:
+        timing.require_gpu()
+        machine = ""
+    except Unavailable as error:
+        machine = str(error)
+    found = []
+    for provider in providers:
+        reason = "; ".join(filter(None, (provider.missing(), machine)))
+        found.append({"provider": provider.name, "runs": not reason, "reason": reason})
+    return pd.DataFrame(found)
