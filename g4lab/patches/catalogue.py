@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from g4lab.patches import dummy_weights, router, sglang_fixes
+from g4lab.patches import dummy_weights, routed_experts, router, sglang_fixes
 from g4lab.patches.registry import Patch, build, choose
 
 REGISTRY: dict[str, Patch] = build(
@@ -13,6 +13,7 @@ REGISTRY: dict[str, Patch] = build(
         sglang_fixes.MTP_PP_PROXY,
         dummy_weights.SPREAD_DUMMY,
         dummy_weights.EXPERT_LOAD,
+        routed_experts.ROUTED_EXPERTS,
     ]
 )
 
