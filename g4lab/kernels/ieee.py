@@ -66,10 +66,9 @@ def butterfly_sum(x, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def fp8_bits(x, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl.constexpr):
-    """fp32 `x` rounded to the nearest even fp8 value, as its bits in uint8: what PyTorch's conversion gives.
+    """fp32 `x` rounded to the nearest even fp8 value, as its bits in uint8: what PyTorch 2.13's conversion gives.
 
-    e4m3fn: MANTISSA 3, BIAS 7, LARGEST 0x7F (overflow is NaN). e5m2: 2, 15, 0x7C (overflow is infinity). Triton's own
-    conversion saturates instead.
+    e4m3fn: MANTISSA 3, BIAS 7, LARGEST 0x7E (448, to which all larger saturate). e5m2: 2, 15, 0x7C (infinity).
     """
     bits = x.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF

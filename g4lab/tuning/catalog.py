@@ -10,6 +10,7 @@ from g4lab.errors import bad
 CASES = {
     "router": "g4lab.kernels.router:compile_case",
     "qkv_norm": "g4lab.kernels.qkv_norm:compile_case",
+    "qkv_norm_rope_kv": "g4lab.kernels.qkv_norm_rope_kv:compile_case",
     "sglang_router": "g4lab.tuning.peers:sglang_router",
 }
 
