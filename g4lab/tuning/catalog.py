@@ -11,7 +11,13 @@ CASES = {
     "router": "g4lab.kernels.router:compile_case",
     "qkv_norm": "g4lab.kernels.qkv_norm:compile_case",
     "qkv_norm_rope_kv": "g4lab.kernels.qkv_norm_rope_kv:compile_case",
+    "router_norm": "g4lab.kernels.router_norm:compile_case",
+    "residual_norm": "g4lab.kernels.residual_norm:compile_case",
+    "dual_residual_norm": "g4lab.kernels.residual_norm:dual_compile_case",
     "sglang_router": "g4lab.tuning.peers:sglang_router",
+    "sglang_qkv_norm": "g4lab.tuning.peers:sglang_qkv_norm",
+    "sglang_residual_norm": "g4lab.tuning.peers:sglang_residual_norm",
+    "sglang_dual_residual_norm": "g4lab.tuning.peers:sglang_dual_residual_norm",
 }
 
 
