@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SOURCE = "dimensions: Hugging Face configs of google/gemma-4-*; derived by arithmetic"
 MODEL_COLOUR = dict(zip(CHECKPOINTS, (PALETTE[i] for i in (0, 3, 2, 5)), strict=True))
 _TOP = 530  # of the axis of head_dim
-_KIND_COLOUR = {SLIDING: PALETTE[4], FULL: PALETTE[1]}
+KIND_COLOUR = {SLIDING: PALETTE[4], FULL: PALETTE[1]}
 _MODE_TEXT = {
     QKVMode.QKV: "own Q, K and V",
     QKVMode.QK: "K serves as V",
@@ -60,7 +60,7 @@ def _draw_layers(ax: Axes, s: Spec) -> None:
     from matplotlib.patches import FancyArrowPatch
 
     for layer in s.layers:
-        shares, colour = not layer.owns_kv, _KIND_COLOUR[layer.kind]
+        shares, colour = not layer.owns_kv, KIND_COLOUR[layer.kind]
         style = {"facecolor": "none" if shares else colour, "edgecolor": colour, "linewidth": 1.4}
         hatch = "////" if layer.qkv_mode == QKVMode.QK else None
         ax.bar(
@@ -84,7 +84,7 @@ def _draw_layers(ax: Axes, s: Spec) -> None:
 def _pattern_legend(fig: Figure) -> None:
     from matplotlib.patches import Patch
 
-    sliding, full = _KIND_COLOUR[SLIDING], _KIND_COLOUR[FULL]
+    sliding, full = KIND_COLOUR[SLIDING], KIND_COLOUR[FULL]
     handles = [
         Patch(facecolor=sliding, label="sliding attention"),
         Patch(facecolor=full, label="full attention"),
