@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from g4lab import patches
 from g4lab.errors import BadInput, G4LabError
 from g4lab.gemma4 import spec
-from g4lab.patches import REGISTRY, counting, dummy_weights, parse, router
+from g4lab.patches import REGISTRY, counting, dummy_weights, parse, rounding
 from g4lab.patches.registry import Hook, Patch, build
 
 FIXES = ("router_scale", "swa_decode_window", "mtp_pp_proxy")
+KERNELS = ("router", "router_norm", "qkv_norm", "kv_single_gemm", "qkv_norm_rope_kv", "residual_norm")
 
 
 @pytest.mark.parametrize(
@@ -28,11 +29,11 @@ FIXES = ("router_scale", "swa_decode_window", "mtp_pp_proxy")
         ("", FIXES),
         ("default", FIXES),
         ("none", ()),
-        ("all", ("router", *FIXES)),
+        ("all", (*KERNELS, *FIXES)),
         ("router", ("router", *FIXES)),
         ("none,router", ("router",)),
         ("router,-router_scale", ("router", "swa_decode_window", "mtp_pp_proxy")),
-        (" all , -router , spread_dummy ", (*FIXES, "spread_dummy")),
+        (" all , -router , spread_dummy ", (*KERNELS[1:], *FIXES, "spread_dummy")),
         ("router,-router", FIXES),
         ("none,-router", ()),
     ],
@@ -93,11 +94,11 @@ def test_router_patch_declines_with_the_reason(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert declines("cpu") is None
     monkeypatch.setenv("G4LAB_ROUTER_ROUNDING", "bf16")
-    router.rounding.cache_clear()
+    rounding.forget()
     try:
         assert "'bf16', expected eager or fp32" in declines("cuda")
     finally:
-        router.rounding.cache_clear()
+        rounding.forget()
 
 
 COUNTING = """

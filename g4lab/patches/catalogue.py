@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from g4lab.patches import dummy_weights, routed_experts, router, sglang_fixes
+from g4lab.patches import (
+    attention,
+    dummy_weights,
+    residual_norm,
+    routed_experts,
+    router,
+    router_norm,
+    sglang_fixes,
+)
 from g4lab.patches.registry import Patch, build, choose
 
 REGISTRY: dict[str, Patch] = build(
     [
         router.PATCH,
+        router_norm.PATCH,
+        attention.QKV_NORM,
+        attention.KV_SINGLE_GEMM,
+        attention.QKV_NORM_ROPE_KV,
+        residual_norm.PATCH,
         sglang_fixes.ROUTER_SCALE,
         sglang_fixes.SWA_DECODE_WINDOW,
         sglang_fixes.MTP_PP_PROXY,

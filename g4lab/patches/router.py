@@ -6,20 +6,11 @@ took such a fusion out again after it cost accuracy under MTP), and on the CPU b
 
 from __future__ import annotations
 
-import functools
-import os
-
-from g4lab import env
 from g4lab.patches.counting import count
-from g4lab.patches.registry import Device, Hook, Patch
+from g4lab.patches.registry import Hook, Patch
+from g4lab.patches.rounding import Rounding
 
-ROUNDINGS = ("eager", "fp32")
-
-
-@functools.cache
-def rounding() -> str:
-    """$G4LAB_ROUTER_ROUNDING, read once for each process: "eager" (as the logits' dtype rounds) or "fp32"."""
-    return os.environ.get("G4LAB_ROUTER_ROUNDING") or "eager"
+rounding = Rounding("G4LAB_ROUTER_ROUNDING", ("eager", "fp32"))  # eager: as the logits' dtype rounds
 
 
 def _fused_routing(gating_output, per_expert_scale, topk):
@@ -39,14 +30,6 @@ def _route_this_layer(result, moe, *args, **kwargs):
     moe.topk.topk_config.custom_routing_function = routing
 
 
-def _declines(device: Device) -> str | None:
-    if rounding() not in ROUNDINGS:
-        return f"G4LAB_ROUTER_ROUNDING is {rounding()!r}, expected {' or '.join(ROUNDINGS)}"
-    if device == "cpu" and not env.interpreting():
-        return "on a CPU its Triton kernel runs in the interpreter only: set TRITON_INTERPRET=1"
-    return None
-
-
 PATCH = Patch(
     name="router",
     effect="routes in one launch, bit-identical to the eager chain (G4LAB_ROUTER_ROUNDING=eager, default) or in fp32",
@@ -60,5 +43,5 @@ PATCH = Patch(
     kernel="_route_kernel",
     # SGLang's own kernel, or the first of the eager chain; sampling needs neither.
     gone={"kernels": ("gemma4_routing_kernel", "gatherTopK"), "operators": ("^aten::topk$",)},
-    declines=_declines,
+    declines=rounding.declines,
 )
