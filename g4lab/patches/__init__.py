@@ -8,7 +8,7 @@ from g4lab.patches.counting import counters, notes, states
 from g4lab.patches.liveness import alive_in
 from g4lab.patches.registry import Hook, Patch
 from g4lab.patches.sglang_targets import SUPPORTED_SGLANG, targets_report
-from g4lab.patches.transformers_router import apply, remove
+from g4lab.patches.transformers_model import apply, remove
 
 __all__ = [
     "REGISTRY",

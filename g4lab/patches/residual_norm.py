@@ -24,30 +24,30 @@ def _forward(layer, positions, hidden_states, per_layer_input, forward_batch, **
     if layer.enable_moe_block:
         logits = layer.router(residual)
         branches.append(layer.moe(layer.pre_feedforward_layernorm_2(residual), logits))
+    eps = layer.post_feedforward_layernorm.variance_epsilon
     if not layer.has_ple or per_layer_input is None:
-        return _close(layer, branches, residual, layer.layer_scalar), None
-    hidden_states = _close(layer, branches, residual, None)
+        return join(layer, branches, residual, layer.layer_scalar, eps), None
+    hidden_states = join(layer, branches, residual, None, eps)
     contribution = _per_layer_contribution(layer, hidden_states, per_layer_input)
-    norm = layer.post_per_layer_input_norm
-    return _residual_norm(contribution, norm.weight, hidden_states, layer.layer_scalar, norm.eps), None
+    return add(contribution, layer.post_per_layer_input_norm.weight, hidden_states, layer.layer_scalar, eps), None
 
 
-def _close(layer, branches, residual, scalar):
-    """The one branch (dense MLP) or both (MLP and experts), normed, joined, normed, added, scaled."""
+def join(layer, branches, residual, scalar, eps):
+    """The dense MLP's branch, or it and the experts', normed, joined, normed, added to the residual, scaled; [T, H]
+    each. layer: SGLang's or transformers', which name their norms alike."""
     from g4lab.kernels.residual_norm import dual_residual_norm
 
-    norm = layer.post_feedforward_layernorm
+    weight = layer.post_feedforward_layernorm.weight
     if len(branches) == 1:
-        return _residual_norm(*branches, norm.weight, residual, scalar, norm.variance_epsilon)
+        return add(*branches, weight, residual, scalar, eps)
     count("residual_norm")
+    first, second = layer.post_feedforward_layernorm_1.weight, layer.post_feedforward_layernorm_2.weight
     mlp, experts = branches
-    weights = layer.post_feedforward_layernorm_1.weight, layer.post_feedforward_layernorm_2.weight
-    return dual_residual_norm(
-        mlp, weights[0], experts, weights[1], norm.weight, residual, scalar, norm.variance_epsilon, rounding=rounding()
-    )
+    return dual_residual_norm(mlp, first, experts, second, weight, residual, scalar, eps, rounding=rounding())
 
 
-def _residual_norm(x, weight, residual, scalar, eps):
+def add(x, weight, residual, scalar, eps):
+    """(norm(x) * weight + residual) * scalar, [T, H]; scalar may be None."""
     from g4lab.kernels.residual_norm import residual_norm
 
     count("residual_norm")

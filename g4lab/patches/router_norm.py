@@ -16,12 +16,17 @@ from g4lab.patches.rounding import Rounding
 rounding = Rounding("G4LAB_ROUTER_NORM_ROUNDING", ("transformers", "sglang", "two_step", "fp32"))
 
 
-def _forward(router, x):
-    """Stands in for Gemma4Router.forward: [T, H] -> raw logits [T, E]."""
+def normed(x, scale, eps):
+    """norm(x) * scale * H**-0.5, [T, H], in the chosen rounding."""
     from g4lab.kernels.router_norm import router_norm
 
     count("router_norm")
-    return router.proj(router_norm(x, router.scale, router.norm.eps, rounding=rounding()))[0]
+    return router_norm(x, scale, eps, rounding=rounding())
+
+
+def _forward(router, x):
+    """Stands in for Gemma4Router.forward: [T, H] -> raw logits [T, E]."""
+    return router.proj(normed(x, router.scale, router.norm.eps))[0]
 
 
 PATCH = Patch(
