@@ -9,7 +9,7 @@ import pytest
 from matplotlib.patches import FancyArrowPatch
 
 from g4lab.errors import BadInput
-from g4lab.gemma4 import costs, draw, draw_costs, spec
+from g4lab.gemma4 import costs, draw, draw_costs, draw_modes, spec
 from g4lab.gemma4.specs import CHECKPOINTS, FULL, SLIDING
 
 
@@ -21,7 +21,10 @@ def closed():
 
 @pytest.mark.parametrize(
     "figure",
-    [draw.layer_pattern, draw.projections, draw.kv_growth, draw_costs.step_breakdown, draw_costs.experts_touched],
+    [
+        *(draw.layer_pattern, draw.projections, draw.kv_growth, draw_costs.step_breakdown, draw_costs.experts_touched),
+        *(draw_modes.mode_map, draw_modes.unneeded_rows),
+    ],
 )
 def test_every_figure_is_stamped_and_its_axes_are_named(figure):
     fig = figure()
@@ -38,6 +41,16 @@ def test_layer_pattern_has_a_bar_per_layer_and_an_arrow_per_sharing_layer():
         assert [bar.get_height() for bar in bars] == [layer.head_dim for layer in layers]
         arrows = [patch for patch in ax.patches if isinstance(patch, FancyArrowPatch)]
         assert len(arrows) == spec(name).num_kv_shared_layers
+
+
+def test_mode_map_fills_what_a_layer_projects():
+    for ax, name in zip(draw_modes.mode_map().axes, CHECKPOINTS, strict=True):
+        layers = spec(name).layers
+        assert len(ax.patches) == 3 * len(layers)
+        filled = sum(cell.get_fc()[3] > 0 for cell in ax.patches)
+        assert filled == sum(len(layer.qkv_mode.value) for layer in layers)  # "QKV" has three projections, "Q" one
+        hatched = sum(bool(cell.get_hatch()) for cell in ax.patches)
+        assert hatched == sum(layer.qkv_mode == "QK" for layer in layers)
 
 
 def test_projections_are_as_wide_as_the_weights():

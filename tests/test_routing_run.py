@@ -87,6 +87,14 @@ def test_study_tells_direct_from_passed_on(model, ids):
     assert again["seen_pct"].tolist() == frame.loc["large", "seen_pct"].tolist()
 
 
+def test_noise_study_has_a_row_a_size_and_seed(model, ids):
+    frame = routing_run.noise_study(model, ids, [(0, 1.0), (8, 1.0)], seeds=[1])
+    assert frame[["mean_ulps", "seed"]].to_numpy().tolist() == [[0, 1], [8, 1]]
+    assert frame.loc[0, "kl"] == 0 < frame.loc[1, "kl"]
+    alone = routing_run.study(model, ids, {"noise": Noise(8, seed=1)})
+    assert frame.loc[1, "seen_pct"] == pytest.approx(alone["seen_pct"].mean())
+
+
 def test_wide_router_counts_what_the_dtype_rounds():
     sizes = {"hidden_size": 256, "num_experts": 32, "top_k": 4, "tokens": 512}
     changes = {"same": Rounding("transformers"), "sglang": Rounding("sglang"), "noise": Noise(8)}

@@ -1,4 +1,4 @@
-"""Figures of what the layers project: the three QKV modes layer by layer, and what a packed projection wastes on two."""
+"""What the layers project, drawn: the three QKV modes layer by layer, and what a packed projection wastes on two."""
 
 from __future__ import annotations
 

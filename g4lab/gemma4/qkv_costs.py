@@ -1,8 +1,8 @@
 """What an engine that packs Q, K and V into one projection computes although no layer of Gemma-4 needs it.
 
 SGLang 0.5.21 gives every layer a packed projection of Q, K and V (`QKVParallelLinear` in srt/models/gemma4_causal.py).
-In K=V layers its V rows are a copy of K's (`should_dup_k_to_v` in load_weights), so K's projection is computed twice; in
-layers that read another layer's KV the K and V rows are computed and thrown away.
+In K=V layers its V rows are a copy of K's (`should_dup_k_to_v` in load_weights), so K's projection is computed twice.
+In layers that read another layer's KV the K and V rows are computed and thrown away.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ other, and then a token goes to another expert. What follows is no matter of las
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,7 +19,7 @@ from g4lab.quality.ulp_noise import Change, Noise, Rounding
 
 @dataclass(frozen=True)
 class Run:
-    """One forward pass. By router's name, in the layers' order: chosen experts [T, K] as chosen, input hidden [T, H]."""
+    """One forward pass. By router's name, in the layers' order: experts [T, K] as chosen, hidden states [T, H]."""
 
     logits: torch.Tensor  # fp32 [B, S, V]
     experts: dict[str, torch.Tensor]
@@ -105,9 +105,9 @@ def study(
     """One row for each change and layer: flips made there and flips seen there, in percent of the tokens; and the
     drift of the logits at the end (the same in all rows of a change).
 
-    direct_pct: with the unchanged model's hidden states, so by this layer's changed bits alone. seen_pct: in a pass with
-    all routers changed, so with what the layers before have done to the hidden states. held_kl, with `hold`: the KL
-    divergence of a pass with the same changes but the unchanged model's experts.
+    direct_pct: with the unchanged model's hidden states, so by this layer's changed bits alone. seen_pct: in a pass
+    with all routers changed, so with what the layers before have done to the hidden states. held_kl, with `hold`: the
+    KL divergence of a pass with the same changes but the unchanged model's experts.
     """
     base, rows = forward(model, ids), []
     for label, change in changes.items():
@@ -122,6 +122,16 @@ def study(
     return pd.DataFrame(rows)
 
 
+def noise_study(
+    model: torch.nn.Module, ids: torch.Tensor, noise: Sequence[tuple[int, float]], seeds: Sequence[int]
+) -> pd.DataFrame:
+    """`study` of noise (ulps, share of the elements) with several seeds: a row each, the flips averaged over layers."""
+    changes = {str(each): each for each in (Noise(*size, seed) for size in noise for seed in seeds)}
+    frame = study(model, ids, changes).drop(columns="layer").groupby("change", sort=False).mean()
+    sizes = [(changes[label].mean_ulps, changes[label].seed) for label in frame.index]
+    return pd.concat([pd.DataFrame(sizes, columns=["mean_ulps", "seed"]), frame.reset_index(drop=True)], axis=1)
+
+
 def wide_router(
     changes: Mapping[str, Noise | Rounding],
     *,
@@ -134,8 +144,8 @@ def wide_router(
 ) -> pd.DataFrame:
     """Flips of one router of any width with random weights and hidden states: a row a change with flipped_pct.
 
-    The choice is by logit in `dtype`, lowest id first among equals, as SGLang chooses; it does not depend on the size of
-    the random weights.
+    The choice is by logit in `dtype`, lowest id first among equals, as SGLang chooses; it does not depend on the size
+    of the random weights.
     """
     from g4lab.kernels.router import topk_lowest_id
     from g4lab.kernels.router_norm import router_norm_reference
@@ -155,7 +165,7 @@ def wide_router(
 
 
 def routers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The router modules of a transformers Gemma-4 by name, in the layers' order. Raises BadInput where there is none."""
+    """A transformers Gemma-4's router modules by name, in the layers' order. Raises BadInput where there is none."""
     from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
 
     found = {name: module for name, module in model.named_modules() if isinstance(module, Gemma4TextRouter)}

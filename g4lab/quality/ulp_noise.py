@@ -1,4 +1,4 @@
-"""Ways to change the router's input by last bits: noise of a given size in ulps, and the named roundings of its norm."""
+"""Changes of the router's input in its last bits: noise of a given size in ulps, and its norm's named roundings."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Rounding:
-    """The router norm with one of `g4lab.kernels.router_norm.ROUNDINGS`, as a Change: the reference, in plain PyTorch."""
+    """The router norm with one of `g4lab.kernels.router_norm.ROUNDINGS`, as a Change: its eager reference."""
 
     name: str
     eps: float = 1e-6
