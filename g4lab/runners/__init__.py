@@ -9,6 +9,7 @@ _HOME = {
     "Server": "server",
     "ab": "comparison",
     "bench_serving": "client",
+    "bisect": "bisection",
     "load_model": "models",
     "parse_bench": "parse",
     "profile_server": "server_profile",
