@@ -116,7 +116,7 @@ def bisect(
         "top": min(top or (vocab if vocab <= WHOLE_VOCABULARY else TOP), vocab),
         "num_layers": config["num_hidden_layers"] if config.get("enable_moe_block") else None,
     }
-    prompts = _checked(prompts, vocab) if prompts else random_prompts(prompt_lens, vocab, seed)
+    prompts = _checked(random_prompts(prompt_lens, vocab, seed) if prompts is None else prompts, vocab)
     parameters = {"model": str(model), "base": BASE, "prompt_lens": [len(prompt) for prompt in prompts], **asked,
                   **{name: str(value) for name, value in server.items() if value is not None},
                   "variables": _variables()}  # fmt: skip
@@ -154,9 +154,11 @@ def _config(model: str | Path, server: Mapping[str, Any], folder: Path) -> dict:
 
 
 def _checked(prompts: Sequence[Sequence[int]], vocab: int) -> Sequence[Sequence[int]]:
+    if not prompts:
+        raise bad("prompts", "none", "at least one")
     for prompt in prompts:
         if len(prompt) < 2:
-            raise bad("prompts", prompt, "at least two tokens each (the first has no log-probability)")
+            raise bad("prompts", f"{len(prompt)} tokens", "at least 2 each (nothing stands before the first)")
         if not all(0 <= token < vocab for token in prompt):
             raise bad("prompts", max(prompt, key=abs), f"token ids from 0 to {vocab - 1}")
     return prompts
