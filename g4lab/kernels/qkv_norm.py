@@ -130,9 +130,7 @@ def _qkv_norm_kernel(
         else:
             _norm_in_place(v_ptr, k_weight_ptr, stride_v, first - kv_programs, num_tokens, eps, HKV, HALF, ROWS, False)
     elif MODE == "QK":
-        low, high, token, offset, there = load_heads(
-            k_ptr, stride_k, program - q_programs, num_tokens, HKV, HALF, ROWS
-        )
+        low, high, token, offset, there = load_heads(k_ptr, stride_k, program - q_programs, num_tokens, HKV, HALF, ROWS)
         r = rms.head_rrms(low, high, eps, ROWS, HALF)
         k_low, k_high = scaled(low, high, r, k_weight_ptr, k_ptr.dtype.element_ty, HALF, True)
         v_low, v_high = scaled(low, high, r, k_weight_ptr, k_ptr.dtype.element_ty, HALF, False)
@@ -216,7 +214,9 @@ def check_heads(q, k, v, q_weight, k_weight, mode, num_q_heads, num_kv_heads, he
     absent = {QKVMode.QKV: (), QKVMode.QK: ("v",), QKVMode.Q: ("k", "v", "k_weight")}[mode]
     for name, x in {"q": q, "k": k, "v": v, "k_weight": k_weight}.items():
         if (x is None) != (name in absent):
-            raise bad(name, "None" if x is None else "a tensor", f"{'None' if x is not None else 'a tensor'} in mode {mode}")
+            raise bad(
+                name, "None" if x is None else "a tensor", f"{'None' if x is not None else 'a tensor'} in mode {mode}"
+            )
     for name, x, heads in (("q", q, num_q_heads), ("k", k, num_kv_heads), ("v", v, num_kv_heads)):
         if x is not None:
             _check_tensor(name, x, q, heads, head_dim)

@@ -251,6 +251,8 @@ def _check_cache(q, k_cache, v_cache, cache_loc, mode, num_kv_heads, head_dim):
         if cache.stride()[1:] != (head_dim, 1):
             raise bad(name, f"strides {cache.stride()}", f"strides (any, {head_dim}, 1)")
         if cache.dtype != k_cache.dtype or cache.dtype not in (q.dtype, *FP8):
-            raise bad(name, cache.dtype, f"q's {q.dtype}, float8_e4m3fn or float8_e5m2, the same for k_cache and v_cache")
+            raise bad(
+                name, cache.dtype, f"q's {q.dtype}, float8_e4m3fn or float8_e5m2, the same for k_cache and v_cache"
+            )
         if cache.device != q.device:
             raise bad(name, f"device {cache.device}", f"q's device {q.device}")

@@ -92,6 +92,6 @@ def head_rrms(low, high, eps, ROWS: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
-def rrms(total, eps, INVERSE: tl.constexpr):
-    """1 / rms from the sum of squares; INVERSE is 1 / N."""
-    return tl.rsqrt(total * INVERSE + eps)
+def rrms(total, eps, N: tl.constexpr, ROWS: tl.constexpr):
+    """1 / rms of rows of N from what each place of a chunk has added up, fp32 [ROWS, CHUNK] -> [ROWS, 1]."""
+    return tl.rsqrt(chunk_sum(total, ROWS) * (1 / N) + eps)[:, None]
