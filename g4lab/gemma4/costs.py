@@ -133,36 +133,6 @@ def kv_cache_bytes(spec: Spec, context: int, dtype_bytes: float = 2, tp: int = 1
     return {kind: n * spec.kv_bytes_per_token(kind, dtype_bytes, tp) for kind, n in kept.items()}
 
 
-def step_cost(
-    spec: Spec,
-    *,
-    new_tokens: int = 1,
-    context: int = 0,
-    batch: int = 1,
-    dtype_bytes: float = 2,
-    probabilities: Sequence[float] | None = None,
-) -> list[Cost]:
-    """Bytes and FLOPs of one forward pass of `batch` sequences, by part.
-
-    Decode is `new_tokens=1` with `context` keys already cached; prefill is `new_tokens` = prompt length with none. The
-    LM head runs on the last token of each sequence. Divide by `batch * new_tokens` for the cost of a token.
-
-    Args:
-        dtype_bytes: bytes of a weight, key or value (2 for bf16).
-        probabilities: routing distribution, as in `distinct_experts`.
-
-    Raises:
-        BadInput: a count out of range, or more positions than the model has.
-    """
-    sums = {part: [0.0, 0.0] for part in STEP_PARTS}
-    sizes = {"new_tokens": new_tokens, "context": context, "batch": batch}
-    for cost in operation_costs(spec, **sizes, dtype_bytes=dtype_bytes, probabilities=probabilities):
-        part = sums[_WITHIN.get(cost.part, cost.part)]
-        part[0] += cost.bytes
-        part[1] += cost.flops
-    return [Cost(part, *both) for part, both in sums.items()]
-
-
 def operation_costs(
     spec: Spec,
     *,
@@ -173,15 +143,21 @@ def operation_costs(
     probabilities: Sequence[float] | None = None,
     tp: int = 1,
 ) -> list[Cost]:
-    """`step_cost` by what different kernels do: attention apart from the KV write, the router apart from the experts.
+    """Bytes and FLOPs of one forward pass of `batch` sequences, by operation.
+
+    What different kernels do stays apart: attention and the KV write, the router and the experts. Decode is
+    `new_tokens=1` with `context` keys already cached; prefill is `new_tokens` = prompt length with none. The LM head
+    runs on the last token of each sequence. Divide by `batch * new_tokens` for the cost of a token.
 
     Args:
+        dtype_bytes: bytes of a weight, key or value (2 for bf16).
+        probabilities: routing distribution, as in `distinct_experts`.
         tp: ranks of tensor parallelism; the costs are one rank's. Projections, experts and the LM head are split, the
             router and the norms are whole on every rank, and so is a KV head where there are fewer than ranks. What the
             ranks send each other is left out.
 
     Raises:
-        BadInput: as `step_cost`, or a `tp` that the heads cannot be split by.
+        BadInput: a count out of range, more positions than the model has, or a `tp` that the heads cannot be split by.
     """
     _check(spec, new_tokens, context, batch)
     tokens, count = batch * new_tokens, parameters(spec)
@@ -203,6 +179,16 @@ def operation_costs(
         dense("LM head", count["embedding"] / tp, batch),
         Cost("norms", count["norms"] * dtype_bytes, 0.0),
     ]
+
+
+def step_cost(spec: Spec, **step) -> list[Cost]:
+    """`operation_costs`, with the same arguments and errors, added up to the parts of the model (STEP_PARTS)."""
+    sums = {part: [0.0, 0.0] for part in STEP_PARTS}
+    for cost in operation_costs(spec, **step):
+        part = sums[_WITHIN.get(cost.part, cost.part)]
+        part[0] += cost.bytes
+        part[1] += cost.flops
+    return [Cost(part, *both) for part, both in sums.items()]
 
 
 def _projections(spec: Spec, tp: int) -> float:
