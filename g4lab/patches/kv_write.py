@@ -1,15 +1,18 @@
 """Where SGLang's attention backend would write this layer's K and V, and when a kernel cannot write there itself.
 
-Why SGLang 0.5.21 has its own fused write switched off. Gemma4Attention.forward calls it a cause of an accuracy
-regression and says no more. Its kernel is not to blame, by reading: rope.cuh stores the very registers that it rotates
-in place, so the bits in the cache are those of the separate launches. The place is: create_fused_set_kv_buffer_arg
-passes forward_batch.out_cache_loc for every layer, which are slots of the FULL pool, while the sliding layers of a
-hybrid pool live in the SWA pool under translated slots (SWAKVPool.set_kv_buffer takes swa_loc for them). A sliding
-layer then writes to slots that nobody reads, or that another token owns; tests/test_attention_patches.py shows both on
-SGLang's own pool. SGLang PR #19107 repaired the same mismatch in the fp8 write of trtllm_mha, and SGLang's own guard
-(enable_fused_set_kv_buffer) excludes SWAKVPool, but Gemma-4 does not ask it. A second trap, for prefill CUDA graphs:
-the attention metadata is made anew for each replay, outside of the captured segments, so a captured write would keep
-the slots of the capture. What SGLang's authors measured is not public; these are the two ways in which it goes wrong.
+Why SGLang 0.5.21 has its own fused write switched off. Gemma4Attention.forward says "accuracy regression in
+launch_server path" and no more. Its kernel is not to blame, by reading: rope.cuh stores the very registers that it
+rotates in place, so the bits in the cache are those of the separate launches. The place is wrong:
+create_fused_set_kv_buffer_arg passes forward_batch.out_cache_loc for every layer, which are slots of the FULL pool,
+while the sliding layers of a hybrid pool live in the SWA pool under translated slots (SWAKVPool.set_kv_buffer takes
+swa_loc for them). On fresh pools both numbers are the same, so a short check passes; once requests have come and gone
+they differ, prefill still is right (it has the new keys at hand), and decode misses keys or reads another request's.
+tests/test_attention_patches.py shows all three on SGLang's own pools. SGLang PR #19107 repaired the same mismatch in the
+fp8 write of trtllm_mha; SGLang's guard enable_fused_set_kv_buffer excludes SWAKVPool, but Gemma-4 does not ask it.
+
+A second trap, for prefill CUDA graphs: the attention metadata is made anew for each replay, outside of the captured
+segments, so a captured write would keep the slots of the capture. What SGLang's authors saw is not public; these are
+two ways in which it does go wrong, and the first is enough.
 """
 
 from __future__ import annotations

@@ -1,0 +1,206 @@
+"""Run by test_attention_patches.py with a CPU server's environment: SGLang's real model, pools and attention backend in
+one process, with each patch alone and with all, on the same prompts.
+
+Arguments: model, attention backend. Prints one JSON object with what it saw; the test judges it.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from sglang.srt.models import gemma4_causal
+from sglang.srt.runtime_context import SpawnRanks, publish
+from sglang.srt.server_args import PortArgs, prepare_server_args
+
+from g4lab.patches import attention_body, counting, kv_single_gemm, kv_write, residual_norm, router_norm
+from g4lab.quality.tokens import random_prompts
+from g4lab.runners.server_command import server_command
+
+ATTENTION = ("qkv_norm", "kv_single_gemm", "qkv_norm_rope_kv")
+OTHERS = {
+    "router_norm": (gemma4_causal.Gemma4Router, router_norm._forward),
+    "residual_norm": (gemma4_causal.Gemma4DecoderLayer, residual_norm._forward),
+}
+STOCK = {name: owner.forward for name, (owner, _) in OTHERS.items()}
+NEW_TOKENS = 2
+
+
+def start(model, backend, folder):
+    """SGLang's scheduler with its model, as a server's worker process builds it."""
+    launch = server_command(model, "none", folder=folder, attention_backend=backend)
+    args = prepare_server_args(list(launch.command[3:]))
+    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
+    return Scheduler(args, PortArgs.init_new(args)).tp_worker.model_runner
+
+
+def switch(runner, names):
+    """Put the patches `names` on, and every other off."""
+    for name, (owner, ours) in OTHERS.items():
+        owner.forward = ours if name in names else STOCK[name]
+    for attn in attentions(runner):
+        vars(attn).pop("forward", None)
+        vars(attn).pop("g4lab_steps", None)
+        for name in set(names) & set(ATTENTION):
+            attention_body.mark(name)(None, attn)
+
+
+def attentions(runner):
+    return [m for m in runner.model.modules() if isinstance(m, gemma4_causal.Gemma4Attention)]
+
+
+def routers(runner):
+    return [m for m in runner.model.modules() if isinstance(m, gemma4_causal.Gemma4Router)]
+
+
+class Requests:
+    """A batch of prompts in SGLang's pools: a forward pass for the prompts, then one for each new token."""
+
+    def __init__(self, runner, prompts):
+        self.runner, self.prompts = runner, prompts
+        self.allocator, self.table = runner.token_to_kv_pool_allocator, runner.req_to_token_pool.req_to_token
+        self.allocator.clear()
+        if not isinstance(runner.attn_backend, TorchNativeAttnBackend):  # that one reads the SWA pool at full slots
+            # On a fresh server a slot has the same number in both pools; after many requests it has not.
+            swa = self.allocator.swa_attn_allocator
+            swa.free_pages = swa.free_pages.flip(0)
+        for pool in (runner.token_to_kv_pool.full_kv_pool, runner.token_to_kv_pool.swa_kv_pool):
+            for buffer in (*pool.k_buffer, *pool.v_buffer):
+                buffer.zero_()
+        self.lens = torch.tensor([len(prompt) for prompt in prompts])
+        self.rows = torch.arange(1, 1 + len(prompts))
+
+    def prefill(self):
+        slots = self.allocator.alloc(int(self.lens.sum()))
+        for row, mine in zip(self.rows, slots.split(self.lens.tolist()), strict=True):
+            self.table[row, : len(mine)] = mine.to(self.table.dtype)
+        zeros, lens = torch.zeros_like(self.lens), self.lens.tolist()
+        return self._forward(
+            ForwardMode.EXTEND,
+            torch.tensor([token for prompt in self.prompts for token in prompt]),
+            slots,
+            torch.cat([torch.arange(n) for n in lens]),
+            extend_num_tokens=sum(lens),
+            extend_seq_lens=self.lens,
+            extend_prefix_lens=zeros,
+            extend_start_loc=self.lens.cumsum(0) - self.lens,
+            extend_seq_lens_cpu=lens,
+            extend_prefix_lens_cpu=zeros.tolist(),
+            extend_logprob_start_lens_cpu=zeros.tolist(),
+        )
+
+    def decode(self, tokens):
+        slots = self.allocator.alloc(len(tokens))
+        self.table[self.rows, self.lens] = slots.to(self.table.dtype)
+        self.lens = self.lens + 1
+        return self._forward(ForwardMode.DECODE, tokens, slots, self.lens - 1)
+
+    def _forward(self, mode, tokens, slots, positions, **more):
+        batch = ForwardBatch(
+            forward_mode=mode,
+            batch_size=len(self.lens),
+            input_ids=tokens,
+            req_pool_indices=self.rows,
+            seq_lens=self.lens,
+            seq_lens_cpu=self.lens,
+            seq_lens_sum=int(self.lens.sum()),
+            out_cache_loc=slots,
+            positions=positions,
+            capture_hidden_mode=CaptureHiddenMode.NULL,
+            **more,
+        )
+        return self.runner.forward(batch).logits_output.next_token_logits
+
+
+def caches(runner):
+    """Every K and V buffer of both pools: [slots, Hkv, D] each."""
+    pool = runner.token_to_kv_pool
+    return [b.clone() for each in (pool.full_kv_pool, pool.swa_kv_pool) for b in (*each.k_buffer, *each.v_buffer)]
+
+
+def run(runner, names, prompts):
+    """The logits of every step of a greedy run [steps, prompts, vocabulary], the pools after it, and what counted."""
+    switch(runner, names)
+    counting._counts.clear()
+    attention_body._declined.clear()
+    requests = Requests(runner, prompts)
+    logits = [requests.prefill()]
+    for _ in range(NEW_TOKENS - 1):
+        logits.append(requests.decode(logits[-1].argmax(-1)))
+    return torch.stack(logits), caches(runner), dict(counting._counts)
+
+
+def compared(found, base):
+    """One run beside another, in numbers that JSON takes."""
+    (logits, kv, counts), (base_logits, base_kv, _) = found, base
+    best = logits.topk(2).values
+    return {
+        "tokens": logits.argmax(-1).T.tolist(),
+        "margin": (best[..., 0] - best[..., 1]).min().item(),
+        "logits": (logits - base_logits).abs().max().item(),
+        "kv": max((a - b).abs().max().item() for a, b in zip(kv, base_kv, strict=True)),
+        "same bits": torch.equal(logits, base_logits) and all(map(torch.equal, kv, base_kv)),
+        "declined": dict(attention_body._declined),
+        "counts": counts,
+    }
+
+
+def without_v_shard(runner, prompts):
+    """kv_single_gemm with NaN in every row that it says it does not read."""
+    switch(runner, ("kv_single_gemm",))
+    kept = {}
+    for attn in attentions(runner):
+        rows = kv_single_gemm.rows_needed(attn, attn.is_kv_shared_layer)
+        if rows is not None:
+            kept[attn] = rows, attn.qkv_proj.weight[rows:].clone()
+            attn.qkv_proj.weight[rows:] = torch.nan
+    found = run(runner, ("kv_single_gemm",), prompts)
+    for attn, (rows, weight) in kept.items():
+        attn.qkv_proj.weight[rows:] = weight
+    return found, len(kept)
+
+
+def at_full_slots(runner, prompts):
+    """The fused write with the full pool's slots for every layer, as SGLang's switched-off one passes them."""
+    right, kv_write._slots = kv_write._slots, lambda attn, backend, batch: batch.out_cache_loc
+    try:
+        return run(runner, ("qkv_norm_rope_kv",), prompts)
+    finally:
+        kv_write._slots = right
+
+
+def with_a_scaled_cache(runner, prompts):
+    for attn in attentions(runner):
+        attn.attn.k_scale = 1.0
+    try:
+        return run(runner, ("qkv_norm_rope_kv",), prompts)
+    finally:
+        for attn in attentions(runner):
+            attn.attn.k_scale = None
+
+
+def report(runner):
+    for router in routers(runner):
+        router.norm.with_scale = True  # as the default fix router_scale has it
+    prompts = random_prompts((5, 66), runner.model_config.vocab_size, seed=4)
+    alone = {name: (name,) for name in (*ATTENTION, *OTHERS)}
+    runs = {name: run(runner, names, prompts) for name, names in {"none": (), **alone, "all": tuple(alone)}.items()}
+    seen = {name: compared(found, runs["none"]) for name, found in runs.items()}
+    seen["fused and separate"] = compared(runs["qkv_norm_rope_kv"], runs["qkv_norm"])
+    found, layers = without_v_shard(runner, prompts)
+    seen["without V's shard"] = compared(found, runs["kv_single_gemm"]) | {"layers": layers}
+    seen["at full slots"] = compared(at_full_slots(runner, prompts), runs["qkv_norm_rope_kv"])
+    seen["scaled"] = compared(with_a_scaled_cache(runner, prompts), runs["none"])
+    return seen
+
+
+if __name__ == "__main__":
+    model, backend, folder = *sys.argv[1:3], Path(sys.argv[3])
+    with torch.no_grad():
+        print(json.dumps(report(start(model, backend, folder))))
+    sys.stdout.flush()
+    os._exit(0)  # the scheduler's threads would keep the process
