@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import traces
 
 from g4lab.bench import roofline as module
 from g4lab.bench.ceilings import Ceilings, chips, named
@@ -11,7 +12,6 @@ from g4lab.errors import BadInput
 from g4lab.gemma4 import spec
 from g4lab.gemma4.costs import operation_costs
 from g4lab.trace import families
-from g4lab.trace.model import Trace, frame
 
 MOE, H200 = spec("26b-a4b"), named("H200 SXM")
 DECODE = {"phase": "decode", "ceilings": H200}
@@ -35,17 +35,9 @@ def trace(steps, kernels, device="NVIDIA H200", phase="decode"):
         "dur_us": [micros for _, _, micros in kernels],
         "phase": [phase] * len(kernels),
         "step": [step for step, _, _ in kernels],
-        "capture": [0] * len(kernels),
     }
-    tables = {table: frame(table) for table in ("operators", "launches", "annotations", "captures")}
-    return Trace(
-        source="a/trace.json",
-        format="pytorch",
-        kernels=frame("kernels", ran if kernels else None),
-        steps=frame("steps", made if steps else None),
-        meta={"devices": {0: device} if device else {}},
-        **tables,
-    )
+    meta = {"devices": {0: device} if device else {}}
+    return traces.trace(ran if kernels else None, steps=made if steps else None, source="a/trace.json", meta=meta)
 
 
 def test_decode_of_26b_a4b_by_hand():

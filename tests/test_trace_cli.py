@@ -1,14 +1,13 @@
 """`g4lab trace`: what it prints, what it writes, and how it fails."""
 
 import gzip
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from traces import CAPTURES
 
 from g4lab import cli
 
-CAPTURES = Path(__file__).parent / "data" / "traces"
 NONE, ROUTER = CAPTURES / "sglang_stages_none", CAPTURES / "sglang_stages_router"
 
 

@@ -1,16 +1,13 @@
 """Two traces compared: by hand, and the real server with and without the router patch."""
 
-from pathlib import Path
-
 import pytest
-from handmade import loaded, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traces import CAPTURES, loaded, trace
 
 from g4lab.errors import BadInput
 from g4lab.trace import diff
 
-CAPTURES = Path(__file__).parent / "data" / "traces"
 STEP = {"name": ["step[DECODE bs=1]"], "phase": ["decode"], "ts_us": [0.0], "dur_us": [100.0], "capture": [0]}
 
 

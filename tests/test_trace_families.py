@@ -1,16 +1,13 @@
 """families.csv: every rule means what its example says, and real traces leave almost nothing without a family."""
 
-from pathlib import Path
-
 import pytest
-from handmade import loaded
+from traces import CAPTURES, loaded
 
 from g4lab.errors import BadInput
 from g4lab.trace.families import DOMAINS, OTHER, classify, families, rules
 from g4lab.trace.look import FAMILY_COLOUR
 from g4lab.trace.tables import coverage
 
-CAPTURES = Path(__file__).parent / "data" / "traces"
 RULES = [rule for domain in DOMAINS for rule in rules(domain)]
 CONTRACT = {  # the families every report of the project speaks of
     "extend attention",

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from handmade import loaded, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traces import loaded, trace
 
 from g4lab.errors import BadInput
 from g4lab.trace import breakdown

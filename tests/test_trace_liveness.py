@@ -1,15 +1,12 @@
 """Liveness: what a patch replaces is gone, what it launches is there, on hand-made GPU traces and real captures."""
 
-from pathlib import Path
-
 import pytest
-from trace_events import kernel, note, opened, text
+from traces import CAPTURES, kernel, note, opened, text
 
 from g4lab import patches
 from g4lab.errors import BadInput
 from g4lab.trace import expect, load
 
-CAPTURES = Path(__file__).parent / "data" / "traces"
 # The chain of SGLang PR 1 of pyc96/sglang: top-k, its sort, softmax, the scale's gather and two elementwise kernels.
 EAGER = (
     "void at::native::sbtopk::gatherTopK<c10::BFloat16, unsigned int, 2, false>(...)",

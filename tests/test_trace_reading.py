@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trace_events import call, event, kernel, note, op, opened, packed, text
+from traces import call, event, kernel, note, op, opened, packed, text
 
 from g4lab.errors import BadInput
 from g4lab.trace import chunks, load

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from handmade import trace
+from traces import trace
 
 from g4lab.errors import BadInput
 from g4lab.trace import Problem, breakdown, diff, kernel_table, launches_per_token, per_step, top

@@ -1,16 +1,12 @@
 """Tables of a trace small enough to add up by hand, and of real captures."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from handmade import loaded, trace
+from traces import CAPTURES, loaded, trace
 
 from g4lab.errors import BadInput
 from g4lab.trace import kernel_table, launches_per_token, per_step, top
 from g4lab.trace.tables import by_phase, coverage
-
-CAPTURES = Path(__file__).parent / "data" / "traces"
 
 KERNELS = {
     "name": ["_fwd_kernel", "fused_moe_kernel", "fused_moe_kernel", "_fwd_kernel_stage1", "fused_moe_kernel", "mine"],

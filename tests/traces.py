@@ -1,11 +1,16 @@
-"""Small traces made by hand, for tests that need to know every number."""
+"""Small traces made by hand, as tables or as a profiler's file, for tests that need to know every number."""
 
+import gzip
+import io
+import json
 from functools import cache
+from pathlib import Path
 
 from g4lab.trace import load
 from g4lab.trace.families import classify
 from g4lab.trace.model import Trace, frame
 
+CAPTURES = Path(__file__).parent / "data" / "traces"  # small real ones
 loaded = cache(load)  # a real trace once for all tests; they do not change it
 
 
@@ -36,3 +41,39 @@ def trace(kernels=None, operators=None, steps=None, launches=None, captures=None
         captures=frame("captures", captures or {"file": ["handmade.json"], "rank": [0], "stage": [""], "events": [0]}),
         **more,
     )
+
+
+def event(cat, name, ts, dur, pid=100, tid=100, **args):
+    """An event in the PyTorch profiler's format."""
+    return {"ph": "X", "cat": cat, "name": name, "pid": pid, "tid": tid, "ts": ts, "dur": dur, "args": args}
+
+
+def op(name, ts, dur, **more):
+    return event("cpu_op", name, ts, dur, **more)
+
+
+def call(name, ts, dur, correlation, **more):
+    return event("cuda_runtime", name, ts, dur, correlation=correlation, **more)
+
+
+def kernel(name, ts, dur, correlation, stream=7, device=0, **more):
+    return event(
+        "kernel", name, ts, dur, pid=device, tid=stream, device=device, stream=stream, correlation=correlation, **more
+    )
+
+
+def note(name, ts, dur, **more):
+    return event("user_annotation", name, ts, dur, **more)
+
+
+def text(events, **header) -> bytes:
+    """A file as Kineto lays it out: one key a line, what describes the file first, its name last."""
+    return json.dumps({"schemaVersion": 1, **header, "traceEvents": events, "traceName": "t.json"}, indent=2).encode()
+
+
+def packed(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)
+
+
+def opened(data: bytes) -> io.BytesIO:
+    return io.BytesIO(data)
