@@ -59,6 +59,8 @@ def test_the_command_prints_the_families_and_where_the_trace_is(tmp_path, capsys
     assert cli.run(["profile", *options, "--device", "cpu", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "no kernel performance" in shown
+    assert shown.count("live · ") == 2  # both tables: families and coverage
+    assert "recorded · " not in shown
     assert str(tmp_path / "tiny-moe-prefill-bs2-len8-router.trace.json.gz") in shown
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +36,13 @@ def table(result: Result, rows: int | None = None) -> Table:
     for row in values:
         drawn.add_row(*(Text(text(value, name)) for value, name in zip(row, names, strict=False)))
     return drawn
+
+
+def show(results: Iterable[Result], rows: int | None = 30) -> None:
+    """Print results as tables; into a pipe or file as wide as they need."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for result in results:
+        console.print(table(result, rows))
 
 
 def frame_table(frame: pd.DataFrame) -> Table:

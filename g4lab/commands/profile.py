@@ -40,7 +40,7 @@ def command(
     from rich.console import Console
 
     from g4lab import env
-    from g4lab.commands._table import losses, table
+    from g4lab.commands._table import losses, show
     from g4lab.errors import bad
     from g4lab.trace import coverage, kernel_table, load
 
@@ -67,10 +67,12 @@ def command(
             with sglang_server(model, patches, args or (), **serving) as server:
                 made = profile_server(server, **work)
     trace = load(made)
+    here = env.machine_name() + ("" if trace.has_gpu else ", CPU operators")
+    trace.meta["provenance"] = ("live", f"{here}, {runner}, patches {patches}")
     for line in losses(trace):
         console.print(line, style="yellow", markup=False)
     families = kernel_table(trace, phase=phase)
-    Console().print(table(families), table(coverage(trace)))
+    show([families, coverage(trace)], rows=None)
     typer.echo(f"trace in {made}")
     if record:
         typer.echo(

@@ -36,6 +36,7 @@ def summarize(
     - `g4lab trace summarize decode.trace.json.gz --phase decode`
     - `g4lab trace summarize profile_folder/ --html profile.html --csv families.parquet`
     """
+    from g4lab.commands._table import show
     from g4lab.trace import tables
     from g4lab.trace.intervals import breakdown, launch_gaps
 
@@ -51,7 +52,7 @@ def summarize(
         results["steps"] = tables.per_step(trace, of)
         results["launches"] = tables.launches_per_token(trace)
     results["coverage"] = tables.coverage(trace)
-    _show(results.values())
+    show(results.values())
     if html:
         results["gaps"] = launch_gaps(trace, phase)
     _write(results, csv, html, f"Trace {file.name}", [trace])
@@ -70,12 +71,13 @@ def diff(
 
     Example: `g4lab trace diff none/ router/ --phase decode --html router.html`
     """
+    from g4lab.commands._table import show
     from g4lab.trace import diff
 
     _check_suffix(csv)
     before, after = _load(a), _load(b)
     results = {"diff": diff(before, after, phase, of)}
-    _show(results.values())
+    show(results.values())
     _write(results, csv, html, f"{a.name} → {b.name}", [before, after])
 
 
@@ -91,18 +93,6 @@ def _load(file: Path):
     for line in losses(trace):
         console.print(f"{file.name}: {line}", style="yellow", markup=False, highlight=False)
     return trace
-
-
-def _show(results) -> None:
-    import sys
-
-    from rich.console import Console
-
-    from g4lab.commands._table import table
-
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    for result in results:
-        console.print(table(result, 30))
 
 
 def _check_suffix(csv: Path | None) -> None:
