@@ -7,14 +7,21 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 READY := .venv/.ready
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+NOTEBOOKS := $(patsubst notebooks/%.ipynb,nbval/%,$(wildcard notebooks/*.ipynb))
+# Tests run two at a time; on a GPU one after the other, because a server takes most of its memory.
+LANES := $(if $(shell nvidia-smi -L 2>/dev/null),1,2)
 
 # A named step that prints how long it took and fails as its command fails.
 define step
 @echo "=== $(1)"; start=$$SECONDS; $(2); echo "=== $(1): $$((SECONDS - start)) s"
 endef
 
-.PHONY: help setup run test lab clean lint unit server nbval wheel
+# A step that may run beside others: its target's name stands before every line.
+define lane
+$(call step,$(1),($(2)) 2>&1 | sed -u 's|^|$@: |')
+endef
+
+.PHONY: help setup run test lab clean lint unit server nbval wheel $(NOTEBOOKS)
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -25,30 +32,36 @@ $(READY): requirements.lock pyproject.toml
 	  if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$p; break; fi; done; \
 	if [ -z "$${found:-}" ]; then echo "g4lab needs Python >= 3.11; none found (set PYTHON=/path/to/python)" >&2; exit 1; fi; \
 	echo "=== .venv with $$($$found --version)"; [ -x $(BIN)/python ] || $$found -m venv .venv
-	$(call step,install (about 5 GB; minutes),$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --no-deps -r requirements.lock | grep --line-buffered -E '^(Collecting|Installing|Successfully)' | cut -c1-120)
+	$(call step,install (about 5 GB; minutes),$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --no-deps -r requirements.lock | sed -unE '/^(Collecting|Installing|Successfully)/p' | cut -c1-120)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
 run: setup
 	$(call step,run,$(BIN)/g4lab run)
 
+# Threads that wait for their team sleep: spinning, they take the cores from the tests beside them.
+test unit server nbval $(NOTEBOOKS): export OMP_WAIT_POLICY := passive
 test: setup
-	@start=$$SECONDS; $(MAKE) --no-print-directory lint; $(MAKE) --no-print-directory -j2 unit server; $(MAKE) --no-print-directory nbval wheel; echo "=== make test: $$((SECONDS - start)) s"
+	@start=$$SECONDS; $(MAKE) --no-print-directory lint; \
+	$(MAKE) --no-print-directory -j$(LANES) server nbval/30_serving unit nbval wheel; \
+	echo "=== make test: $$((SECONDS - start)) s"
 
 lint: setup
 	$(call step,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 
 unit: setup
-	$(call step,unit and property tests,$(BIN)/python -m pytest -m "not server")
+	$(call lane,unit and property tests,$(BIN)/python -m pytest -m "not server")
 
 server: setup
-	$(call step,tests on the real SGLang server,$(BIN)/python -m pytest -m server -v)
+	$(call lane,tests on the real SGLang server,$(BIN)/python -m pytest -m server -v)
 
-nbval: setup
-	$(call step,notebooks as tests,$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --timeout 900 -v notebooks/*.ipynb)
+nbval: $(NOTEBOOKS)
+
+$(NOTEBOOKS): nbval/%: setup
+	$(call lane,notebook $* as a test,$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --timeout 900 -v notebooks/$*.ipynb)
 
 wheel: setup
-	$(call step,wheel,$(BIN)/python .ci/check_wheel.py)
+	$(call lane,wheel,$(BIN)/python .ci/check_wheel.py)
 
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir notebooks
