@@ -23,7 +23,7 @@ endef
 
 .PHONY: help setup run test lab clean lint unit server nbval wheel $(NOTEBOOKS)
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^# /!q; s/^# //p' Makefile
 
 setup: $(READY)
 

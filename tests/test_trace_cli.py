@@ -4,7 +4,7 @@ import gzip
 
 import pandas as pd
 import pytest
-from traces import CAPTURES
+from traces import CAPTURES, call, kernel, note, text
 
 from g4lab import cli
 
@@ -64,6 +64,24 @@ def test_diff_names_what_the_patch_took_away_and_writes_parquet(run, tmp_path):
     assert frame.loc[frame["name"] == "aten::topk", "status"].tolist() == ["gone"]
 
 
+def test_roofline_prints_floors_alone_or_beside_a_gpus_times(run, tmp_path):
+    code, out, err = run("roofline", "--batch", 8, "--context", 1000)
+    assert (code, err) == (0, "")
+    assert "26b-a4b decode, batch 8, 1,000 cached: µs per step, floor for H200 SXM" in out
+    assert "published · " in out
+    assert "measured_us" not in out
+
+    gpu, csv = tmp_path / "gpu.trace.json", tmp_path / "floors.csv"
+    launched = call("cudaLaunchKernel", 12, 3, 1), kernel("fused_moe_kernel", 20, 5000, 1)
+    gpu.write_bytes(text([note("step[DECODE bs=8]", 0, 6000), *launched]))
+    code, out, err = run("roofline", gpu, "--batch", 8, "--context", 1000, "--csv", csv)
+    assert code == 0
+    assert "recorded · gpu.trace.json; ceilings: " in out
+    moe = pd.read_csv(csv, index_col="family").loc["MoE GEMM"]
+    assert moe["measured_us"] == 5000
+    assert moe["ratio"] == pytest.approx(5000 / moe["floor_us"])
+
+
 def test_what_was_lost_in_reading_is_said(run, tmp_path):
     whole = gzip.decompress(next(NONE.glob("*DECODE*")).read_bytes())
     cut = tmp_path / "cut.trace.json"
@@ -83,6 +101,8 @@ def test_what_was_lost_in_reading_is_said(run, tmp_path):
         (["summarize", NONE, "--of", "kernels", "--phase", "decode"], "a phase of this trace: it has none"),
         (["summarize", NONE, "--csv", "table.xlsx"], "--csv: got 'table.xlsx'"),
         (["diff", NONE], "Missing argument"),
+        (["roofline", "--chip", "abacus"], "chip: got 'abacus'"),
+        (["roofline", "--phase", "prefill"], "new_tokens: got None"),
     ],
 )
 def test_bad_input_is_one_line_and_no_file(run, arguments, message, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Read traces: where the time goes, and what differs between two of them."""
+"""Read traces: where the time goes, what differs between two of them, and the least it could be."""
 
 from pathlib import Path
 from typing import Annotated
@@ -79,6 +79,43 @@ def diff(
     results = {"diff": diff(before, after, phase, of)}
     show(results.values())
     _write(results, csv, html, f"{a.name} → {b.name}", [before, after])
+
+
+@app.command()
+def roofline(
+    file: Annotated[Path | None, typer.Argument(help="A GPU's trace.", show_default="the floors alone")] = None,
+    model: Annotated[str, typer.Option(help="Whose floors: a name that `g4lab models` lists.")] = "26b-a4b",
+    phase: Annotated[str, typer.Option(help="prefill, decode or verify.")] = "decode",
+    batch: Annotated[int, typer.Option(help="Sequences in a step.")] = 1,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that each computes in a step.", show_default="1 in decode")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Keys already cached in each.")] = 0,
+    tp: Annotated[int, typer.Option(help="Ranks; floors and times are one rank's.")] = 1,
+    dtype_bytes: Annotated[float, typer.Option(help="Bytes of a weight, key or value.")] = 2,
+    chip: Annotated[str, typer.Option(help="The data sheet's bandwidth and matmul rate of this one.")] = "H200 SXM",
+    html: Html = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the table to this .csv or .parquet file.")] = None,
+) -> None:
+    """The least time a chip could take for each family of a step, beside what a trace's kernels took.
+
+    Examples:
+
+    - `g4lab trace roofline --model 31b --batch 8 --context 1000`
+    - `g4lab trace roofline decode.trace.json.gz --batch 8 --context 1000`
+    """
+    from g4lab.bench.ceilings import named
+    from g4lab.bench.roofline import roofline
+    from g4lab.commands._table import show
+    from g4lab.gemma4 import spec
+
+    _check_suffix(csv)
+    ceilings, large = named(chip), spec(model)
+    traces = [_load(file)] if file else []
+    sizes = {"batch": batch, "new_tokens": new_tokens, "context": context, "dtype_bytes": dtype_bytes, "tp": tp}
+    found = roofline(traces[0] if traces else None, large, phase=phase, ceilings=ceilings, **sizes)
+    show([found])
+    _write({"roofline": found}, csv, html, found.title, traces)
 
 
 def _load(file: Path):
