@@ -37,20 +37,19 @@ def draw_bisection(found: Bisection, source: str, kind: str = "live") -> Figure:
 
 
 def _draw_divergence(ax, rows: list[Row], noise: list[Row]) -> None:
-    """KL on a logarithmic axis. Zero has no place there: it stands at the left edge, a decade below all others."""
+    """KL on a logarithmic axis. Zero has no place there: it stands at the left, in the band of the noise."""
     known = [row.kl_mean for row in (*rows, *noise) if row.kl_mean and np.isfinite(row.kl_mean)]
     low, high = min(known, default=1e-6) / 10, max(known, default=1e-6) * 30
-    edge = max(MARGIN * max(row.kl_mean for row in noise), low)
-    ax.axvspan(low / 3, edge, color=MUTED, alpha=0.18, linewidth=0)
-    ax.annotate("noise", (low / 3, 1), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points",
-                fontsize=8, color=MUTED)  # fmt: skip
+    floor = MARGIN * max(row.kl_mean for row in noise)
+    ax.axvspan(low / 3, max(floor, low), color=MUTED, alpha=0.18, linewidth=0)
+    ax.annotate(f"noise {floor:.1g}", (low / 3, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                textcoords="offset points", fontsize=8, color=MUTED)  # fmt: skip
     for y, row in enumerate(rows):
         value = np.inf if row.kl_mean is None else row.kl_mean
-        x = min(max(value, low), high)
-        color = _BEYOND if row.beyond else _WITHIN
-        ax.plot(x, y, "o", color=color, markersize=8)
-        number = f"{value:.1g}" if row.drift_max else "equal"
-        text = number if np.isfinite(value) else row.problem or "no number"
+        number = f"{value:.1g}" if row.drift_max else f"equal{row.problem and f' ({row.problem})'}"
+        text = number if np.isfinite(value) else "no answer" if row.problem else "not a number"
+        x = min(value, high) or low / 3**0.5
+        ax.plot(x, y, "o", color=_BEYOND if row.beyond else _WITHIN, markersize=8)
         ax.annotate(text, (x, y), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK)
     ax.set(xscale="log", xlim=(low / 3, high * 10), xlabel="mean KL divergence from none (nats a position)")
     ax.grid(axis="y", visible=False)

@@ -117,10 +117,10 @@ def bisect(
         "num_layers": config["num_hidden_layers"] if config.get("enable_moe_block") else None,
     }
     prompts = _checked(random_prompts(prompt_lens, vocab, seed) if prompts is None else prompts, vocab)
-    parameters = {"model": str(model), "base": BASE, "prompt_lens": [len(prompt) for prompt in prompts], **asked,
-                  **{name: str(value) for name, value in server.items() if value is not None},
-                  "variables": _variables()}  # fmt: skip
-    _claim(folder, parameters | {"prompts": [list(map(int, prompt)) for prompt in prompts]})
+    said = {name: str(value) for name, value in server.items() if value is not None}
+    parameters = {"base": BASE, "prompt_lens": [len(prompt) for prompt in prompts], **asked, "variables": _variables()}
+    whole = {"model": str(model), "prompts": [list(map(int, prompt)) for prompt in prompts], **parameters, **said}
+    _claim(folder, whole)
 
     rows: list[Row] = []
     base: list[Answer] = []
@@ -136,8 +136,10 @@ def bisect(
             rows.append(Row(names, problem=problem))
         else:
             rows.append(measure(base, answers, vocab, names, noise=not names, problem=problem))
-    notes = _notes(asked, vocab, server, on_cpu, rows)
-    return judge(rows, str(model), notes, parameters | {"noise_servers": noise})
+    # A record tells names, not where this machine keeps the model.
+    said |= {"draft": Path(draft).name} if draft else {}
+    parameters |= {"model": Path(model).name, "noise_servers": noise, **said}
+    return judge(rows, Path(model).name, _notes(asked, vocab, server, on_cpu, rows), parameters)
 
 
 def _variables() -> dict[str, str]:
@@ -199,7 +201,7 @@ def _visit(
     except Unavailable as error:
         if must:
             raise
-        return None, str(error).splitlines()[0]
+        return None, str(error).splitlines()[0].split("; its log")[0]
     idle = [f"{name} never ran" for name in names if states.get(name) == "on" and not calls.get(name)]
     off = [f"{name} {states.get(name, 'not loaded')}" for name in names if states.get(name) != "on"]
     keep(answers, file, problem="; ".join(off + idle))
