@@ -34,6 +34,12 @@ def test_no_numbers_are_equal_only_to_themselves():
     assert found.ulps == {MOST: 3}
 
 
+def test_the_histogram_is_exact_for_few_ulps_and_coarse_beyond():
+    steps = torch.tensor([1.0, 2, 16, 17, 32, 33, 1e9], dtype=torch.float64)
+    found = difference(1 + steps * torch.finfo(torch.float32).eps, torch.ones(7), torch.float32)
+    assert found.ulps == {1: 1, 2: 1, 16: 1, 32: 2, 64: 1, MOST: 1}
+
+
 @given(st.lists(st.tuples(st.floats(-4, 4, width=16), st.floats(-4, 4, width=16)), max_size=20), st.integers(0, 20))
 def test_parts_add_up_to_the_whole(pairs, cut):
     got, expected = (torch.tensor([pair[i] for pair in pairs], dtype=torch.float16) for i in (0, 1))

@@ -43,7 +43,7 @@ def run(name: str, bench, folder: Path | None, prove: dict, measure: dict):
         frame = bench.measure(progress=advance, **measure)
     clocks = {"clocks_before": before, "clocks_after": timing.clocks()}
     for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
-        parameters = {key: row.pop(key) for key in bench.KEYS}
+        parameters = {key: row.pop(key) for key in bench.KEYS if key in row}
         record = records.new_record(f"{name}.latency", {**row, **clocks}, parameters)
         records.append(record, folder / f"{name}.latency.jsonl")
     console.print(f"records in {folder}")

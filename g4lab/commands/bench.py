@@ -38,6 +38,50 @@ def router(
 
 
 @app.command()
+def norms(
+    records_dir: Annotated[
+        Path | None, typer.Option("--records", help="Folder for the records.", show_default="this run's records")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=10, help="Samples per provider and size.")] = 200,
+    operation: Annotated[
+        list[str] | None, typer.Option(help="Only this operation; may be given again.", show_default="all five")
+    ] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="Only this size; may be given again.", show_default="1 to 8192")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Also time torch.compile of the eager chain (compiles for every case).")
+    ] = False,
+) -> None:
+    """Gemma-4's norm kernels: bits first, then time against eager, SGLang, an empty launch and a copy of equal bytes.
+
+    Shows µs per call for every case, and whether the goals are met. Without a GPU it says what could not run and why,
+    and times nothing.
+
+    Examples:
+
+    - `g4lab bench norms --records data/records/nvidia-h200`
+    - `g4lab bench norms --operation qkv_norm --tokens 1 --tokens 8192 --rounds 50`
+    """
+    from rich.console import Console
+
+    from g4lab.bench import norms as bench
+    from g4lab.bench.norms_cases import OPERATIONS, TOKENS, cases
+    from g4lab.bench.norms_goals import goals
+    from g4lab.commands import _suite
+    from g4lab.commands._table import frame_table
+
+    sizes, operations = tuple(tokens or TOKENS), tuple(operation or OPERATIONS)
+    cases(sizes, operations)  # what cannot be measured is an error before anything runs
+    measure = {"tokens": sizes, "operations": operations, "rounds": rounds, "compiled": compiled}
+    frame = _suite.run("norms", bench, records_dir, {"operations": operations}, measure)
+    console = Console()
+    for title, table in bench.medians(frame):
+        console.print(title, frame_table(table.round(2)))
+    console.print(frame_table(goals(frame)))
+
+
+@app.command()
 def ceilings(
     records_dir: Annotated[
         Path | None, typer.Option("--records", help="Folder for the record.", show_default="this run's records")

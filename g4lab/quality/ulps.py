@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-MOST = 1_000_000  # the histogram's last entry: this many ulps, or more
+EXACT, MOST = 16, 2**20  # the histogram counts whole ulps up to EXACT, then powers of two, the last one with all beyond
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Difference:
     """Counts over `compared` values. NaN equals NaN, and -0.0 equals +0.0.
 
     max_ulp and ulps are in units in the last place of the reference value; ulps counts the unequal values by their
-    difference rounded up to a whole ulp. A difference to or from an infinity or NaN is infinite in max_abs and MOST in
-    ulps.
+    difference rounded up to a whole ulp, above EXACT to a power of two. A difference to or from an infinity or NaN is
+    infinite in max_abs and MOST in ulps.
     """
 
     compared: int = 0
@@ -46,7 +46,8 @@ def difference(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | N
     unequal = (a != b) & ~(a.isnan() & b.isnan())
     apart = (a - b).abs()[unequal].nan_to_num(nan=math.inf, posinf=math.inf)
     ulps = (apart / spacing(b[unequal], dtype or expected.dtype)).nan_to_num(nan=math.inf, posinf=math.inf)
-    whole, counts = ulps.ceil().clamp(max=MOST).long().unique(return_counts=True)
+    whole = torch.where(ulps <= EXACT, ulps.ceil(), ulps.log2().ceil().exp2()).clamp(max=MOST)
+    whole, counts = whole.long().unique(return_counts=True)
     return Difference(
         compared=a.numel(),
         unequal=int(unequal.sum()),

@@ -42,7 +42,7 @@ def sglang_qkv_norm(*, dtype="bf16", mode="QKV", num_q_heads=16, num_kv_heads=8,
 def sglang_residual_norm(*, dtype="bf16", hidden_size=2816):
     """SGLang's `gemma_rmsnorm_residual_scalar`."""
     signature = {f"{name}_ptr": f"*{dtype}:16" for name in ("X", "W", "Residual", "Scalar", "Out")}
-    signature |= {name: "i32:16" for name in ("stride_x", "stride_r", "stride_o", "N")} | {"eps": "fp32"}
+    signature |= dict.fromkeys(("stride_x", "stride_r", "stride_o", "N"), "i32:16") | {"eps": "fp32"}
     constants = {"HAS_SCALAR": True, "BLOCK_SIZE": _power_of_two(hidden_size)}
     return CompileCase(_sglang(_NORMS, "_gemma_rmsnorm_residual_kernel"), signature, constants)
 
@@ -51,7 +51,7 @@ def sglang_dual_residual_norm(*, dtype="bf16", hidden_size=2816):
     """SGLang's `gemma_dual_rmsnorm_residual_scalar`."""
     pointers = ("X1", "W1", "X2", "W2", "W3", "Residual", "Scalar", "Out")
     signature = {f"{name}_ptr": f"*{dtype}:16" for name in pointers}
-    signature |= {name: "i32:16" for name in ("stride_x1", "stride_x2", "stride_r", "stride_o", "N")}
+    signature |= dict.fromkeys(("stride_x1", "stride_x2", "stride_r", "stride_o", "N"), "i32:16")
     signature |= {f"eps{i}": "fp32" for i in (1, 2, 3)}
     kernel = _sglang(_NORMS, "_gemma_dual_rmsnorm_residual_kernel")
     return CompileCase(kernel, signature, {"BLOCK_SIZE": _power_of_two(hidden_size)})
