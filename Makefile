@@ -58,7 +58,7 @@ server: setup
 nbval: $(NOTEBOOKS)
 
 $(NOTEBOOKS): nbval/%: setup
-	$(call lane,notebook $* as a test,$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --timeout 900 -v notebooks/$*.ipynb)
+	$(call lane,notebook $* as a test,$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg --timeout 1200 -v notebooks/$*.ipynb)
 
 wheel: setup
 	$(call lane,wheel,$(BIN)/python .ci/check_wheel.py)
