@@ -1,5 +1,6 @@
 """Bisection without servers: the judgement, what would be started, what is kept. test_bisect_server has real ones."""
 
+import io
 from dataclasses import replace
 
 import matplotlib
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from g4lab import cli
+from g4lab import cli, records
+from g4lab.commands.bisect import drawn
 from g4lab.errors import BadInput
 from g4lab.patches import REGISTRY
-from g4lab.quality.bisection import Answer, Row, judge, measure
+from g4lab.quality.bisection import Answer, Bisection, Row, judge, measure
 from g4lab.quality.draw_bisection import draw_bisection
 from g4lab.runners import bisection
 from g4lab.runners.answers import keep, kept
@@ -173,12 +176,33 @@ def test_answers_are_kept_whole(tmp_path):
             assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
 
 
+def test_a_record_gives_the_bisection_back():
+    rows = [NOISE, row("a", kl=1e-3, flips=1.0), row("a", "b", kl=np.inf), Row(("c",), problem="died")]
+    found = judge(rows, "m", ["a note"], {"model": "m", "seed": 1})
+    line = records.to_json(records.new_record("bisect", found.values(), found.parameters))
+    back = records.from_json(line)
+    assert Bisection.from_record(back.values, back.parameters) == found
+
+
 def test_table_and_figure_show_every_configuration():
     rows = [NOISE, row("a", kl=1e-3, flips=1.0), row("b"), Row(("c",), problem="died"), row("a", "b", kl=np.inf)]
     found = judge(rows, "m")
     assert found.table()["configuration"].tolist() == ["none again", "a", "b", "c", "a,b"]
-    assert found.by_layer().shape == (4, 2)
+    assert found.by_layer().shape == (5, 2)
+    assert found.by_layer().loc["c"].isna().all()
     assert [r["flips_by_layer"] for r in found.values()["rows"]][3] == []
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(drawn(found))
+    text = console.export_text()
+    shown = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
+    assert list(shown) == ["none again", "a", "b", "c", "a,b"]
+    assert "the noise" in shown["none again"]
+    assert "1.00 %" in shown["a"]
+    assert "drift, KL, routing" in shown["a"]
+    assert shown["b"].endswith("│ -                   │")
+    assert "no answer; died" in shown["c"]
+    assert "greedy lost" in text
+    assert "accepted" not in text  # without MTP
     fig = draw_bisection(found, "a test")
     left, right = fig.axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c", "a + b"]

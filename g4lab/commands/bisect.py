@@ -92,29 +92,26 @@ def command(
             server={"args": args or [], "device": device, "attention_backend": attention_backend},
             progress=progress,
         )
-    console.print(_drawn(found))
+    console.print(drawn(found))
     print(found.verdict)
     for note in found.notes:
         print(f"note: {note}")
     if csv:
-        layers = found.by_layer().add_prefix("flips_pct_layer_")
-        env.atomic_write(csv, found.table().join(layers, on="configuration").to_csv(index=False))
+        layers = found.by_layer().add_prefix("flips_pct_layer_").reset_index(drop=True)
+        env.atomic_write(csv, found.table().join(layers).to_csv(index=False))
         print(f"table in {csv}")
     if record:
         made = records.new_record("bisect", found.values(), found.parameters)
         print(f"record {made.id[:8]} in {records.append(made)}")
 
 
-def _drawn(found):
-    """The terminal's table; columns without any value are left out."""
+def drawn(found):
+    """A bisection as a rich table; a column without any value is left out."""
     from pandas import isna
     from rich.table import Table
     from rich.text import Text
 
-    table = found.table().set_index("configuration")
-    highest = max((share for row in found.rows for share in row.flips_by_layer), default=0)
-    layers = {row.name: "".join(_BARS[ceil(8 * share / highest)] for share in row.flips_by_layer if highest)
-              for row in found.rows}  # fmt: skip
+    table = found.table()
     columns = {
         "drift max": ("drift_max", "{:.3g}"),
         "mean": ("drift_mean", "{:.2g}"),
@@ -126,14 +123,16 @@ def _drawn(found):
         "accepted/verify": ("acceptance", "{:.3f}"),
     }
     columns = {title: how for title, how in columns.items() if table[how[0]].notna().any()}
-    drawn = Table("against none", *columns, caption_justify="left")
-    if any(layers.values()):
-        drawn.add_column("by layer")
-        drawn.caption = f"by layer: tokens routed otherwise, full bar {highest:.2g} %"
-    drawn.add_column("beyond the noise in")
-    for row, (_, values) in zip(found.rows, table.iterrows(), strict=True):
+    shown = Table("against none", *columns, caption_justify="left")
+    highest = max((share for row in found.rows for share in row.flips_by_layer), default=0)
+    if highest:
+        shown.add_column("by layer", no_wrap=True)
+        shown.caption = f"by layer: tokens routed otherwise, full bar {highest:.2g} %"
+    shown.add_column("beyond the noise in")
+    for row, values in zip(found.rows, table.to_dict("records"), strict=True):
         cells = ["" if isna(values[name]) else form.format(values[name]) for name, form in columns.values()]
-        last = [layers[row.name]] if any(layers.values()) else []
+        if highest:
+            cells.append("".join(_BARS[ceil(8 * share / highest)] for share in row.flips_by_layer))
         verdict = "the noise" if row.noise else "; ".join(filter(None, [", ".join(row.beyond) or "-", row.problem]))
-        drawn.add_row(row.name, *cells, *last, Text(verdict, style="bold" if row.beyond else ""))
-    return drawn
+        shown.add_row(row.name, *cells, Text(verdict, style="bold" if row.beyond else ""))
+    return shown

@@ -152,11 +152,24 @@ class Bisection:
         return pd.DataFrame([_flat(row) for row in self.rows])
 
     def by_layer(self) -> pd.DataFrame:
-        """Percent of tokens with another set of experts: one row a configuration, one column a layer."""
+        """Percent of tokens with another set of experts: one row a configuration, as in `table`, one column a layer; no
+        column where the model has no experts."""
         import pandas as pd
 
-        seen = {row.name: row.flips_by_layer for row in self.rows if row.flips_by_layer}
-        return pd.DataFrame.from_dict(seen, orient="index")
+        layers = max(len(row.flips_by_layer) for row in self.rows)
+        shares = [row.flips_by_layer or (np.nan,) * layers for row in self.rows]
+        return pd.DataFrame(shares, index=[row.name for row in self.rows], columns=range(layers))
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any], parameters: Mapping[str, Any]) -> Bisection:
+        """The bisection that a record's values and parameters hold."""
+        rows = []
+        for kept in values["rows"]:
+            fields = {name: value for name, value in kept.items() if name != "configuration"}
+            for name in ("patches", "beyond"):
+                fields[name] = tuple(filter(None, fields[name].replace(", ", ",").split(",")))
+            rows.append(Row(**fields | {"flips_by_layer": tuple(fields["flips_by_layer"])}))
+        return cls(parameters["model"], tuple(rows), values["verdict"], tuple(values["notes"]), parameters)
 
     def values(self) -> dict[str, Any]:
         """For a record: every row, the verdict and the notes."""
