@@ -53,7 +53,7 @@ def prove(
     device = "cpu" if env.interpreting() else "cuda"
     jobs = [
         (type(case)(**{**asdict(case), "dtype": dtype}), how, rows)
-        for case in cases(tokens, operations) for dtype in dtypes for how in _ways(case.operation) for rows in ROWS
+        for case in cases(tokens, operations) for dtype in dtypes for how in _ways(case) for rows in ROWS
     ]  # fmt: skip
     proofs = []
     for done, (case, how, rows) in enumerate(jobs):
@@ -71,13 +71,14 @@ def prove(
     return proofs
 
 
-def _ways(operation: str) -> list[dict]:
+def _ways(case: HeadCase | RowCase) -> list[dict]:
     """The choices that change an operation's bits."""
-    if operation == "qkv_norm":
+    if case.operation == "qkv_norm":
         return [{}]
-    if operation == "qkv_norm_rope_kv":
-        return [{"rounding": rounding, "cache": cache} for rounding in ROPE_ROUNDINGS for cache in CACHES]
-    return [{"rounding": rounding} for rounding in _ON_ROWS[operation][2]]
+    if case.operation == "qkv_norm_rope_kv":
+        fp8 = [] if case.mode == "Q" else [name for name in CACHES if name]
+        return [{"rounding": r, "cache": ""} for r in ROPE_ROUNDINGS] + [{"rounding": "fp32", "cache": c} for c in fp8]
+    return [{"rounding": rounding} for rounding in _ON_ROWS[case.operation][2]]
 
 
 def _run_heads(case: HeadCase, how: dict, rows: str, device: str, mean_square=None) -> list[torch.Tensor]:

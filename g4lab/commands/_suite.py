@@ -9,6 +9,8 @@ from g4lab.commands._progress import bar
 from g4lab.commands._table import frame_table
 from g4lab.errors import G4LabError, Unavailable
 
+NAMED = 5  # of the checks that failed; the records have them all
+
 
 def run(name: str, bench, folder: Path | None, prove: dict, measure: dict):
     """Proofs to NAME.bits.jsonl and times to NAME.latency.jsonl in `folder` (default: this run's); returns the times.
@@ -48,5 +50,6 @@ def run(name: str, bench, folder: Path | None, prove: dict, measure: dict):
         records.append(record, folder / f"{name}.latency.jsonl")
     console.print(f"records in {folder}")
     if failed:
-        raise G4LabError("not bit-identical: " + "; ".join(map(str, failed)))
+        more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+        raise G4LabError("not bit-identical: " + "; ".join(map(str, failed[:NAMED])) + more)
     return frame
