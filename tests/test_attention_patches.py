@@ -73,8 +73,8 @@ def test_a_shorter_gemm_reads_no_other_row(seen):
 def test_the_full_pools_slots_are_wrong_for_sliding_layers(seen):
     """Why SGLang's own fused write loses accuracy: the same kernel, the same bits, at out_cache_loc for every layer.
 
-    Prefill does not notice, as it has the new keys at hand; the first decode step does. On fresh pools, where a slot has
-    the same number in both (tiny-ple's run), nothing is wrong.
+    Prefill does not notice, as it has the new keys at hand; the first decode step does. On fresh pools, where a slot
+    has the same number in both (tiny-ple's run), nothing is wrong.
     """
     model, runs = seen
     found, right = runs["at full slots"], runs["qkv_norm_rope_kv"]

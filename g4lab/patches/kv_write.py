@@ -7,8 +7,8 @@ create_fused_set_kv_buffer_arg passes forward_batch.out_cache_loc for every laye
 while the sliding layers of a hybrid pool live in the SWA pool under translated slots (SWAKVPool.set_kv_buffer takes
 swa_loc for them). On fresh pools both numbers are the same, so a short check passes; once requests have come and gone
 they differ, prefill still is right (it has the new keys at hand), and decode misses keys or reads another request's.
-tests/test_attention_patches.py shows all three on SGLang's own pools. SGLang PR #19107 repaired the same mismatch in the
-fp8 write of trtllm_mha; SGLang's guard enable_fused_set_kv_buffer excludes SWAKVPool, but Gemma-4 does not ask it.
+tests/test_attention_patches.py shows all three on SGLang's own pools. SGLang PR #19107 repaired the same mismatch in
+the fp8 write of trtllm_mha; SGLang's guard enable_fused_set_kv_buffer excludes SWAKVPool, but Gemma-4 does not ask it.
 
 A second trap, for prefill CUDA graphs: the attention metadata is made anew for each replay, outside of the captured
 segments, so a captured write would keep the slots of the capture. What SGLang's authors saw is not public; these are
