@@ -1,5 +1,6 @@
 """How `g4lab bench` runs a suite of kernel benchmarks: prove, record, time, record, show."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -12,11 +13,11 @@ from g4lab.errors import G4LabError, Unavailable
 NAMED = 5  # of the checks that failed; the records have them all
 
 
-def run(name: str, bench, folder: Path | None, prove: dict, measure: dict):
-    """Proofs to NAME.bits.jsonl and times to NAME.latency.jsonl in `folder` (default: this run's); returns the times.
+def run(name: str, bench, folder: Path | None, prove: dict, measure: dict, show: Callable[[object], None]) -> None:
+    """Proofs to NAME.bits.jsonl and times to NAME.latency.jsonl in `folder` (default: this run's), then `show(times)`.
 
     `bench` is a module like g4lab.bench.router: availability(), prove(progress=..., **prove), measure(progress=...,
-    **measure) and KEYS. What does not hold is recorded too, and raised after the times.
+    **measure) and KEYS. What does not hold is recorded too, and raised at the end.
 
     Raises:
         Unavailable: kernels cannot be timed here; the table of what could not run is shown before.
@@ -48,8 +49,8 @@ def run(name: str, bench, folder: Path | None, prove: dict, measure: dict):
         parameters = {key: row.pop(key) for key in bench.KEYS if key in row}
         record = records.new_record(f"{name}.latency", {**row, **clocks}, parameters)
         records.append(record, folder / f"{name}.latency.jsonl")
+    show(frame)
     console.print(f"records in {folder}")
     if failed:
         more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
         raise G4LabError("not bit-identical: " + "; ".join(map(str, failed[:NAMED])) + more)
-    return frame

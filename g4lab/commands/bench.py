@@ -33,8 +33,10 @@ def router(
     from g4lab.commands import _suite
     from g4lab.commands._table import frame_table
 
-    frame = _suite.run("router", bench, records_dir, {"rows": rows}, {"rounds": rounds})
-    Console().print(frame_table(frame.round(3)))
+    def show(times):
+        Console().print(frame_table(times.round(3)))
+
+    _suite.run("router", bench, records_dir, {"rows": rows}, {"rounds": rounds}, show)
 
 
 @app.command()
@@ -74,11 +76,14 @@ def norms(
     sizes, operations = tuple(tokens or TOKENS), tuple(operation or OPERATIONS)
     cases(sizes, operations)  # what cannot be measured is an error before anything runs
     measure = {"tokens": sizes, "operations": operations, "rounds": rounds, "compiled": compiled}
-    frame = _suite.run("norms", bench, records_dir, {"operations": operations}, measure)
-    console = Console()
-    for title, table in bench.medians(frame):
-        console.print(title, frame_table(table.round(2)))
-    console.print(frame_table(goals(frame)))
+
+    def show(times):
+        console = Console()
+        for title, table in bench.medians(times):
+            console.print(title, frame_table(table.round(2)))
+        console.print(frame_table(goals(times)))
+
+    _suite.run("norms", bench, records_dir, {"operations": operations}, measure, show)
 
 
 @app.command()
