@@ -24,13 +24,16 @@ INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 @contextlib.contextmanager
 def _interpreting(kernel):
     # A profiler sees no kernel here, so the launch gets an annotation with its name.
-    with np.errstate(invalid="ignore"), torch.profiler.record_function(f"{kernel.fn.__name__} (interpreted)"):
+    with (
+        np.errstate(divide="ignore", invalid="ignore", over="ignore"),
+        torch.profiler.record_function(f"{kernel.fn.__name__} (interpreted)"),
+    ):
         yield
 
 
 def launching(kernel):
-    """Context of a launch of `kernel`, nothing on a GPU. In the interpreter inf - inf is NaN without NumPy's warning,
-    as it is on a GPU, and a profile shows the launch as an annotation "NAME (interpreted)"."""
+    """Context of a launch of `kernel`, nothing on a GPU. In the interpreter NumPy does not warn of what a GPU does in
+    silence (inf - inf, overflow, 1 / 0), and a profile shows the launch as an annotation "NAME (interpreted)"."""
     return _interpreting(kernel) if INTERPRETED.value else contextlib.nullcontext()
 
 
@@ -38,6 +41,15 @@ def launching(kernel):
 def exp(x):
     """e**x in fp32: CUDA's accurate expf when compiled, the correctly rounded value in the interpreter."""
     return tl.exp(x.to(tl.float64)).to(tl.float32) if INTERPRETED else libdevice.exp(x)
+
+
+@triton.jit
+def widen(x):
+    """bf16, fp16 or fp32 as fp32, exactly; the interpreter's own cast takes bf16's subnormals for zeros."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
 
 
 @triton.jit
@@ -50,6 +62,15 @@ def round_to(x, dtype: tl.constexpr):
     else:
         result = x.to(dtype).to(tl.float32)
     return result
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """What `round_to` has rounded to `dtype`, or an integer, in `dtype`; exact, as `widen`."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        return (x.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(dtype)
 
 
 @triton.jit

@@ -80,8 +80,8 @@ def load_heads(ptr, stride, first, num_tokens, HEADS: tl.constexpr, HALF: tl.con
     token = row // HEADS
     offset = token * stride + (row % HEADS) * (2 * HALF) + tl.arange(0, HALF)[None, :]
     there = token < num_tokens
-    low = tl.load(ptr + offset, mask=there, other=0.0).to(tl.float32)
-    high = tl.load(ptr + offset + HALF, mask=there, other=0.0).to(tl.float32)
+    low = ieee.widen(tl.load(ptr + offset, mask=there, other=0.0))
+    high = ieee.widen(tl.load(ptr + offset + HALF, mask=there, other=0.0))
     return low, high, token, offset, there
 
 
@@ -91,8 +91,8 @@ def scaled(low, high, rrms, weight_ptr, dtype: tl.constexpr, HALF: tl.constexpr,
     low, high = low * rrms, high * rrms
     if WEIGHT:
         cols = tl.arange(0, HALF)[None, :]
-        low *= tl.load(weight_ptr + cols).to(tl.float32)
-        high *= tl.load(weight_ptr + cols + HALF).to(tl.float32)
+        low *= ieee.widen(tl.load(weight_ptr + cols))
+        high *= ieee.widen(tl.load(weight_ptr + cols + HALF))
     return ieee.round_to(low, dtype), ieee.round_to(high, dtype)
 
 
@@ -100,8 +100,8 @@ def scaled(low, high, rrms, weight_ptr, dtype: tl.constexpr, HALF: tl.constexpr,
 def store_heads(ptr, offset, low, high, mask, HALF: tl.constexpr):
     """Write rounded halves where they belong."""
     dtype: tl.constexpr = ptr.dtype.element_ty
-    tl.store(ptr + offset, low.to(dtype), mask=mask)
-    tl.store(ptr + offset + HALF, high.to(dtype), mask=mask)
+    tl.store(ptr + offset, ieee.narrow(low, dtype), mask=mask)
+    tl.store(ptr + offset + HALF, ieee.narrow(high, dtype), mask=mask)
 
 
 @triton.jit

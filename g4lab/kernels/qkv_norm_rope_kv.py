@@ -24,8 +24,6 @@ from g4lab.errors import bad
 from g4lab.kernels import ieee, rms
 from g4lab.kernels.compile_case import CompileCase
 from g4lab.kernels.qkv_norm import (
-    DTYPES,
-    QKVLaunch,
     QKVMode,
     check_heads,
     load_heads,
@@ -83,7 +81,7 @@ def qkv_norm_rope_kv_reference(
 def _rotated(low, high, cos_sin_ptr, position, dtype: tl.constexpr, HALF: tl.constexpr, EAGER: tl.constexpr):
     """Both halves turned by their row's position [ROWS, 1]; rounded to `dtype`, held in fp32."""
     at = cos_sin_ptr + position * (2 * HALF) + tl.arange(0, HALF)[None, :]
-    cos, sin = tl.load(at).to(tl.float32), tl.load(at + HALF).to(tl.float32)
+    cos, sin = ieee.widen(tl.load(at)), ieee.widen(tl.load(at + HALF))
     if EAGER:
         cos, sin = ieee.round_to(cos, dtype), ieee.round_to(sin, dtype)
         new_low = ieee.round_to(low * cos, dtype) - ieee.round_to(high * sin, dtype)
@@ -203,7 +201,9 @@ def compile_case(
         **{f"{name}_ptr": f"*{dtype}:16" for name in ("q", "k", "v", "q_weight", "k_weight")},
         "positions_ptr": "*i64:16",
         "cos_sin_ptr": "*fp32:16",
-        **{"k_cache_ptr": cache, "v_cache_ptr": cache, "loc_ptr": "*i64:16"},
+        "k_cache_ptr": cache,
+        "v_cache_ptr": cache,
+        "loc_ptr": "*i64:16",
         "num_tokens": "i32",
         **{f"stride_{name}": "i32:16" for name in ("q", "k", "v", "k_cache", "v_cache")},
         "eps": "fp32",

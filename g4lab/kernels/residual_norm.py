@@ -63,7 +63,7 @@ def _end(normed, residual_ptr, scalar_ptr, out_ptr, stride, token, num_tokens,
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     out = normed + rows.load_rows(residual_ptr, stride, token, num_tokens, 0, COLS, N)
     if SCALAR:
-        out = (ieee.round_to(out, dtype) if EAGER else out) * tl.load(scalar_ptr).to(tl.float32)
+        out = (ieee.round_to(out, dtype) if EAGER else out) * ieee.widen(tl.load(scalar_ptr))
     rows.store_rows(out_ptr, token, num_tokens, ieee.round_to(out, dtype), N, COLS)
 
 

@@ -44,7 +44,7 @@ def mean_square_in_warp_order(x):
 
 
 def rms_norm_reference(x, weight=None, eps=1e-6, *, mean_square=mean_square):
-    """The eager chain of Gemma-4's RMSNorm, in fp32 with one rounding to x's dtype (transformers and SGLang agree here).
+    """The eager chain of Gemma-4's RMSNorm: fp32 with one rounding to x's dtype, as transformers and SGLang have it.
 
     x [..., N]; weight [N] or None for a norm without one. `mean_square` may be replaced to fix the order of the sum.
     """

@@ -11,8 +11,8 @@ folds it today.
     sglang         round(norm(x) * folded)                           SGLang 0.5.21, Gemma4Router.fuse_scale
     fp32           round(norm(x) * scale * root)
 
-folded = round(scale * round(root)): SGLang makes root = H**-0.5 a tensor of the model's dtype, which is exact where H is
-a power of 4 and shifts all logits alike elsewhere. For fp32 the four differ by fp32 rounding only.
+folded = round(scale * round(root)): SGLang makes root = H**-0.5 a tensor of the model's dtype, which is exact where H
+is a power of 4 and shifts all logits alike elsewhere. For fp32 the four differ by fp32 rounding only.
 """
 
 import torch
@@ -110,7 +110,7 @@ def _root(hidden, dtype, rounding):
 
 def compile_case(*, dtype="bf16", hidden=2816, rounding="transformers", launch=None):
     """The kernel as `router_norm` launches it on a GPU, for `g4lab.tuning.compile_facts("router_norm")`."""
-    signature = {name: f"*{dtype}:16" for name in ("x_ptr", "scale_ptr", "out_ptr")}
+    signature = dict.fromkeys(("x_ptr", "scale_ptr", "out_ptr"), f"*{dtype}:16")
     signature |= {"num_tokens": "i32", "stride_x": "i32:16", "root": "fp32", "eps": "fp32"}
     launch = launch or pick_launch(1, hidden)
     options = {"num_warps": launch.num_warps, **ieee.LAUNCH_OPTIONS}

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from g4lab.errors import bad
-from g4lab.kernels import rms
+from g4lab.kernels import ieee, rms
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_HIDDEN = 16384
@@ -43,14 +43,14 @@ def pick_launch(num_tokens: int, hidden: int, *, interpreted: bool = False) -> R
 def load_rows(ptr, stride, token, num_tokens, start, COLS: tl.constexpr, N: tl.constexpr):
     """Elements `start` to start + COLS of the rows `token` [ROWS, 1], fp32 [ROWS, COLS]; 0 outside."""
     cols = start + tl.arange(0, COLS)[None, :]
-    return tl.load(ptr + token * stride + cols, mask=(token < num_tokens) & (cols < N), other=0.0).to(tl.float32)
+    return ieee.widen(tl.load(ptr + token * stride + cols, mask=(token < num_tokens) & (cols < N), other=0.0))
 
 
 @triton.jit
 def load_vector(ptr, start, COLS: tl.constexpr, N: tl.constexpr):
     """Elements `start` to start + COLS of a vector, fp32 [1, COLS]; 0 outside."""
     cols = start + tl.arange(0, COLS)[None, :]
-    return tl.load(ptr + cols, mask=cols < N, other=0.0).to(tl.float32)
+    return ieee.widen(tl.load(ptr + cols, mask=cols < N, other=0.0))
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def store_rows(ptr, token, num_tokens, value, N: tl.constexpr, COLS: tl.constexp
     """Write whole rows, rounded already, side by side."""
     cols = tl.arange(0, COLS)[None, :]
     mask = (token < num_tokens) & (cols < N)
-    tl.store(ptr + token * N + cols, value.to(ptr.dtype.element_ty), mask=mask)
+    tl.store(ptr + token * N + cols, ieee.narrow(value, ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
