@@ -12,7 +12,6 @@ of the sum is `g4lab.kernels.rms`'s. A head with an infinite element has NaN whe
 with a NaN is NaN throughout; one whose squares overflow fp32 is 0: as eager has them.
 """
 
-import enum
 from dataclasses import dataclass
 
 import torch
@@ -20,19 +19,12 @@ import triton
 import triton.language as tl
 
 from g4lab.errors import bad
+from g4lab.gemma4.specs import QKVMode
 from g4lab.kernels import ieee, rms
 from g4lab.kernels.compile_case import CompileCase
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_HEAD_DIM = 512
-
-
-class QKVMode(enum.StrEnum):
-    """Which projections a layer has of its own."""
-
-    QKV = "QKV"  # Q, K and V
-    QK = "QK"  # V is K's projection (attention_k_eq_v, full-attention layers of the 26B-A4B and the 31B)
-    Q = "Q"  # K and V are another layer's (the last layers of E2B and E4B, the MTP assistant)
 
 
 def qkv_rmsnorm_reference(
@@ -62,13 +54,13 @@ class QKVLaunch:
 # as many programs as there are rows. Many: four rows, so that each warp has 2 KB and more in flight (by the bytes that
 # a Hopper needs in flight at its memory's latency; not measured yet).
 LAUNCHES = ((256, QKVLaunch(rows=1)), (None, QKVLaunch(rows=4)))
-INTERPRETED_ROWS = 1024  # in the interpreter a program is a NumPy call
+INTERPRETED_ROWS = 1024  # at most
 
 
-def pick_launch(num_tokens: int, *, interpreted: bool = False) -> QKVLaunch:
-    """The launch for this many tokens, from LAUNCHES."""
+def pick_launch(num_tokens: int, num_q_heads: int = 1, *, interpreted: bool = False) -> QKVLaunch:
+    """The launch for this many tokens, from LAUNCHES; in the interpreter, where a program is a NumPy call, all rows."""
     if interpreted:
-        return QKVLaunch(rows=INTERPRETED_ROWS)
+        return QKVLaunch(rows=min(INTERPRETED_ROWS, triton.next_power_of_2(max(1, num_tokens * num_q_heads))))
     return next(launch for limit, launch in LAUNCHES if limit is None or num_tokens <= limit)
 
 
@@ -164,7 +156,7 @@ def qkv_rmsnorm(
     num_tokens = q.shape[0]
     if num_tokens == 0:
         return q, k, v
-    launch = launch or pick_launch(num_tokens, interpreted=ieee.INTERPRETED.value)
+    launch = launch or pick_launch(num_tokens, num_q_heads, interpreted=ieee.INTERPRETED.value)
     with ieee.launching(_qkv_norm_kernel):
         _qkv_norm_kernel[(programs(mode, num_tokens, num_q_heads, num_kv_heads, launch),)](
             *pointers(q, k, v, q_weight, k_weight), num_tokens, *strides(q, k, v), eps,

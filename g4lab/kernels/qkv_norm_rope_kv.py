@@ -178,7 +178,7 @@ def qkv_norm_rope_kv(
     caches = (q, q) if mode is QKVMode.Q else (k_cache, v_cache)
     if fp8:
         caches = tuple(cache.view(torch.uint8) for cache in caches)
-    launch = launch or pick_launch(num_tokens, interpreted=ieee.INTERPRETED.value)
+    launch = launch or pick_launch(num_tokens, num_q_heads, interpreted=ieee.INTERPRETED.value)
     with ieee.launching(_qkv_norm_rope_kv_kernel):
         _qkv_norm_rope_kv_kernel[(programs(mode, num_tokens, num_q_heads, num_kv_heads, launch),)](
             *pointers(q, k, v, q_weight, k_weight), positions, cos_sin_cache,
