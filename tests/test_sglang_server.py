@@ -23,6 +23,7 @@ from g4lab.errors import BadInput, Unavailable
 from g4lab.gemma4 import spec
 from g4lab.gemma4.assistant import write_assistant
 from g4lab.gemma4.checkpoint import ensure
+from g4lab.patches import parse
 from g4lab.runners import sglang_server
 
 pytestmark = [
@@ -109,11 +110,13 @@ def test_torch_native_serves_transformers_tokens(truth, tmp_path):
     with sglang_server("tiny-moe", patches="all,expert_load", log_dir=tmp_path) as server:
         assert served(server, prompts) == tokens
         counters, states = server.counters(), server.states()
-        assert counters["router"] > 0
-        assert counters["router_scale"] == 6
+        in_each_layer = {counters[name] for name in ("router", "router_norm", "qkv_norm_rope_kv", "residual_norm")}
+        assert in_each_layer == {6 * counters["kv_single_gemm"]}  # one of six layers has K=V
+        assert counters["kv_single_gemm"] >= len(prompts) * NEW_TOKENS
+        assert counters.get("router_scale", 0) == 0  # router_norm reads the scale itself
+        assert counters.get("qkv_norm", 0) == 0  # qkv_norm_rope_kv has done its work
         assert counters.get("swa_decode_window", 0) == 0  # this backend has no such window
-        on = {"router", "router_scale", "swa_decode_window", "mtp_pp_proxy", "expert_load"}
-        assert {name for name, state in states.items() if state == "on"} == on
+        assert {name for name, state in states.items() if state == "on"} == {*parse("all,expert_load")}
         load = server.expert_load()
         assert [row["layer"] for row in load] == list(range(6))
         assert all(row["tokens"] == 150 and 1 <= row["used"] <= row["experts"] == 8 for row in load)
@@ -132,17 +135,9 @@ def test_torch_native_serves_transformers_tokens(truth, tmp_path):
         server.check()
 
 
-def test_triton_serves_transformers_tokens(truth, tmp_path):
-    prompts, tokens = truth
-    with sglang_server("tiny-moe", patches="all,-router", attention_backend="triton", log_dir=tmp_path) as server:
-        assert served(server, prompts) == tokens
-        assert server.counters()["swa_decode_window"] >= len(prompts) * (NEW_TOKENS - 1)
-        assert "router" not in server.counters()
-
-
 def test_without_router_scale_tokens_differ_and_a_killed_server_says_so(truth, tmp_path):
     prompts, tokens = truth
-    with sglang_server("tiny-moe", patches="all,-router_scale", log_dir=tmp_path) as server:
+    with sglang_server("tiny-moe", patches="all,-router_norm,-router_scale", log_dir=tmp_path) as server:
         wrong = served(server, prompts)
         assert all(a != b for a, b in zip(wrong, tokens, strict=True))
         pids = family(server)
@@ -194,7 +189,12 @@ def test_mtp_serves_the_same_tokens_and_some_drafts_are_right(truth, draft, tmp_
         answer = server.answer(prompts[1], NEW_TOKENS, ignore_eos=True)
         assert answer["output_ids"] == tokens[1]
         assert answer["meta_info"]["spec_num_correct_drafts"] > 0
-        assert server.counters()["mtp_pp_proxy"] > 0
+        counters = server.counters()
+        assert counters["mtp_pp_proxy"] > 0
+        # The target's layers and the assistant's, which read the target's K and V: they project and norm q alone.
+        assert counters["qkv_norm_rope_kv"] == counters["residual_norm"] > counters["router_norm"] == counters["router"]
+        draft_layers = counters["residual_norm"] - counters["router"]
+        assert counters["kv_single_gemm"] == draft_layers + counters["router"] / 6
 
 
 def test_mtp_fails_without_its_fix(draft, tmp_path):
