@@ -123,7 +123,10 @@ def drawn(found):
         "accepted/verify": ("acceptance", "{:.3f}"),
     }
     columns = {title: how for title, how in columns.items() if table[how[0]].notna().any()}
-    shown = Table("against none", *columns, caption_justify="left")
+    shown = Table(caption_justify="left")
+    shown.add_column("against none", overflow="fold")
+    for title in columns:
+        shown.add_column(title)
     highest = max((share for row in found.rows for share in row.flips_by_layer), default=0)
     if highest:
         shown.add_column("by layer", no_wrap=True)
