@@ -205,7 +205,7 @@ def test_table_and_figure_show_every_configuration():
     assert "accepted" not in text  # without MTP
     fig = draw_bisection(found, "a test")
     left, right = fig.axes
-    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c", "a + b"]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c", "a\n+ b"]
     texts = [text.get_text() for text in left.texts]
     assert texts == ["noise 2e-06", "0.001", "equal", "no answer", "not a number"]
     assert len(right.texts) == 6  # two layers of the three that answered

@@ -24,12 +24,12 @@ def draw_bisection(found: Bisection, source: str, kind: str = "live") -> Figure:
     layers = found.by_layer()
     rows = [row for row in found.rows if not row.noise]
     panels = 1 if layers.empty else 2
-    fig, axes = plt.subplots(1, panels, figsize=(4.8 + 4.6 * (panels - 1), 1.5 + 0.32 * len(rows)), sharey=True,
+    fig, axes = plt.subplots(1, panels, figsize=(5 + 4.6 * (panels - 1), 1.5 + 0.32 * sum(len(row.patches) for row in rows)), sharey=True,
                              squeeze=False)  # fmt: skip
     _draw_divergence(axes[0, 0], rows, [row for row in found.rows if row.noise])
     if panels == 2:
         _draw_layers(fig, axes[0, 1], rows, layers.shape[1])
-    axes[0, 0].set_yticks(range(len(rows)), [row.name.replace(",", " + ") for row in rows])
+    axes[0, 0].set_yticks(range(len(rows)), [row.name.replace(",", "\n+ ") for row in rows])
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     fig.suptitle(f"{found.model}: each configuration against none", x=0.01, ha="left", weight="bold", fontsize=11.5)
     stamp(fig, kind, source)
@@ -65,7 +65,7 @@ def _draw_layers(fig: Figure, ax, rows: list[Row], layers: int) -> None:
                         color="white" if dark else INK)  # fmt: skip
     ax.set(xlabel="layer", xticks=range(0, layers, 1 if layers <= 12 else 5))
     ax.tick_params(axis="y", length=0)
-    ax.set_title("tokens routed to other experts, %", fontsize=10)
+    ax.set_title("tokens routed otherwise, %", fontsize=10)
     ax.grid(visible=False)
     if layers > 12:
         fig.colorbar(image, ax=ax, shrink=0.9)
