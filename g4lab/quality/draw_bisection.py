@@ -24,8 +24,8 @@ def draw_bisection(found: Bisection, source: str, kind: str = "live") -> Figure:
     layers = found.by_layer()
     rows = [row for row in found.rows if not row.noise]
     panels = 1 if layers.empty else 2
-    fig, axes = plt.subplots(1, panels, figsize=(5 + 4.6 * (panels - 1), 1.5 + 0.32 * sum(len(row.patches) for row in rows)), sharey=True,
-                             squeeze=False)  # fmt: skip
+    size = 5 + 4.6 * (panels - 1), 1.5 + 0.32 * sum(len(row.patches) for row in rows)
+    fig, axes = plt.subplots(1, panels, figsize=size, sharey=True, squeeze=False)
     _draw_divergence(axes[0, 0], rows, [row for row in found.rows if row.noise])
     if panels == 2:
         _draw_layers(fig, axes[0, 1], rows, layers.shape[1])

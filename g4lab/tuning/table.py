@@ -18,17 +18,19 @@ _HEADS = [
     {"mode": mode, **shape, "rows": rows}
     for mode, shape in (("QKV", SLIDING), ("QK", FULL), ("Q", SLIDING), ("Q", FULL)) for rows in (1, 4)
 ]  # fmt: skip
+_ENDS = [{"hidden": n, "rounding": "eager"} for n in HIDDEN] + [{"hidden": HIDDEN[0], "rounding": "fp32"}]
 CHOICES: dict[str, list[dict]] = {
     "router": [{"dtype": dtype} for dtype in ("bf16", "fp32")],
     "qkv_norm": _HEADS,
     "qkv_norm_rope_kv": [
         *_HEADS,
-        *({**head, "cache_dtype": "e4m3"} for head in _HEADS if head["mode"] != "Q"),
+        {**_HEADS[0], "cache_dtype": "e4m3"},
+        {**_HEADS[3], "cache_dtype": "e4m3"},
         {**_HEADS[0], "rope_rounding": "eager"},
     ],
     "router_norm": [{"rounding": how} for how in ("transformers", "two_step", "sglang", "fp32")],
-    "residual_norm": [{"hidden": n, "rounding": how} for n in HIDDEN for how in ("eager", "fp32")],
-    "dual_residual_norm": [{"hidden": n, "rounding": how} for n in HIDDEN for how in ("eager", "fp32")],
+    "residual_norm": _ENDS,
+    "dual_residual_norm": _ENDS,
     "sglang_router": [{}],
     "sglang_qkv_norm": [{"mode": "QKV", **SLIDING, "tokens": t} for t in (1, 512)]
     + [{"mode": "QKV", **FULL, "tokens": t} for t in (1, 512)],
