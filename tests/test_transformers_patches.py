@@ -9,9 +9,9 @@ import torch
 from g4lab import patches
 from g4lab.errors import BadInput, G4LabError
 from g4lab.gemma4 import spec
+from g4lab.gemma4.modules import routers
 from g4lab.patches import counting, rounding
 from g4lab.patches.transformers_model import NAMES
-from g4lab.patches.transformers_router import routers
 
 
 def _model(name="tiny-moe", dtype=torch.float32):

@@ -21,9 +21,9 @@ import triton.language as tl
 from g4lab.errors import bad
 from g4lab.gemma4.specs import QKVMode
 from g4lab.kernels import ieee, rms
+from g4lab.kernels.checks import check_alike, check_vector
 from g4lab.kernels.compile_case import CompileCase
 
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_HEAD_DIM = 512
 
 
@@ -212,15 +212,9 @@ def check_heads(q, k, v, q_weight, k_weight, mode, num_q_heads, num_kv_heads, he
     for name, x, heads in (("q", q, num_q_heads), ("k", k, num_kv_heads), ("v", v, num_kv_heads)):
         if x is not None:
             _check_tensor(name, x, q, heads, head_dim)
-    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
-        if weight is None:
-            continue
-        if tuple(weight.shape) != (head_dim,):
-            raise bad(name, tuple(weight.shape), f"shape ({head_dim},), one weight for each element of a head")
-        if weight.dtype not in DTYPES:
-            raise bad(name, weight.dtype, "bfloat16, float16 or float32")
-        if weight.device != q.device:
-            raise bad(name, f"device {weight.device}", f"q's device {q.device}")
+    check_vector("q_weight", q_weight, head_dim, "q", q)
+    if k_weight is not None:
+        check_vector("k_weight", k_weight, head_dim, "q", q)
     return mode
 
 
@@ -231,9 +225,4 @@ def _check_tensor(name, x, q, heads, head_dim):
         raise bad(name, tuple(x.shape), f"[tokens, {heads * head_dim}], {heads} heads of {head_dim}")
     if x.shape[0] != q.shape[0]:
         raise bad(name, f"{x.shape[0]} tokens", f"q's {q.shape[0]} tokens")
-    if x.dtype not in DTYPES or x.dtype != q.dtype:
-        raise bad(name, x.dtype, "bfloat16, float16 or float32, the same for q, k and v")
-    if x.device != q.device:
-        raise bad(name, f"device {x.device}", f"q's device {q.device}")
-    if x.stride(1) != 1:
-        raise bad(name, f"stride {x.stride(1)}", "stride 1 in the last dimension")
+    check_alike(name, x, "q", q)

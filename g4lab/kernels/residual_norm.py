@@ -17,6 +17,7 @@ import triton.language as tl
 
 from g4lab.errors import bad
 from g4lab.kernels import ieee, rms, rows
+from g4lab.kernels.checks import check_vector
 from g4lab.kernels.compile_case import CompileCase
 from g4lab.kernels.rows import pick_launch
 
@@ -129,7 +130,7 @@ def residual_norm(x, weight, residual, scalar=None, eps=1e-6, *, rounding="eager
         BadInput: a shape, stride, dtype, device or option it cannot take.
     """
     rows.check_rows("x residual", x, residual)
-    rows.check_weight("weight", weight, x)
+    check_vector("weight", weight, x.shape[1], "x", x)
     return _launch(_residual_norm_kernel, (x,), (x, weight.contiguous()), residual, scalar, eps, rounding, launch)
 
 
@@ -142,7 +143,7 @@ def dual_residual_norm(
     """
     rows.check_rows("x1 x2 residual", x1, x2, residual)
     for name, each in (("weight1", weight1), ("weight2", weight2), ("weight", weight)):
-        rows.check_weight(name, each, x1)
+        check_vector(name, each, x1.shape[1], "x1", x1)
     branches = (x1, weight1.contiguous(), x2, weight2.contiguous(), weight.contiguous())
     return _launch(_dual_residual_norm_kernel, (x1, x2), branches, residual, scalar, eps, rounding, launch)
 

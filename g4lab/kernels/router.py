@@ -27,11 +27,11 @@ import triton.language as tl
 
 from g4lab.errors import bad
 from g4lab.kernels import ieee
+from g4lab.kernels.checks import DTYPES
 from g4lab.kernels.compile_case import CompileCase
 
 MAX_EXPERTS, MAX_TOP_K = 1024, 16
 ROUNDINGS = ("eager", "fp32")
-_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def route_reference(logits, per_expert_scale, top_k, *, rounding="eager", softmax=torch.softmax):
@@ -213,8 +213,8 @@ def _constants(num_experts, top_k, rounding, launch, *, signed_zero):
 
 def compile_case(*, dtype="bf16", num_experts=128, top_k=8, rounding="eager", launch=None):
     """The kernel as `route` launches it on a GPU for contiguous logits, for `g4lab.tuning.compile_facts("router")`."""
-    if dtype not in _DTYPES.values():
-        raise bad("dtype", dtype, "one of " + ", ".join(_DTYPES.values()))
+    if dtype not in DTYPES.values():
+        raise bad("dtype", dtype, "one of " + ", ".join(DTYPES.values()))
     launch = launch or pick_launch(1)
     constants = _constants(num_experts, top_k, rounding, launch, signed_zero=True) | {"stride_e": 1}
     signature = {
@@ -231,14 +231,14 @@ def compile_case(*, dtype="bf16", num_experts=128, top_k=8, rounding="eager", la
 def _check(logits, per_expert_scale, top_k, rounding):
     if logits.dim() != 2:
         raise bad("logits", tuple(logits.shape), "2 dimensions, [tokens, experts]")
-    if logits.dtype not in _DTYPES:
+    if logits.dtype not in DTYPES:
         raise bad("logits", logits.dtype, "bfloat16, float16 or float32")
     num_experts = logits.shape[1]
     if not 1 <= num_experts <= MAX_EXPERTS:
         raise bad("logits", f"{num_experts} experts", f"1 to {MAX_EXPERTS} experts in the last dimension")
     if tuple(per_expert_scale.shape) != (num_experts,):
         raise bad("per_expert_scale", tuple(per_expert_scale.shape), f"shape ({num_experts},), one scale per expert")
-    if per_expert_scale.dtype not in _DTYPES:
+    if per_expert_scale.dtype not in DTYPES:
         raise bad("per_expert_scale", per_expert_scale.dtype, "bfloat16, float16 or float32")
     if per_expert_scale.device != logits.device:
         raise bad("per_expert_scale", f"device {per_expert_scale.device}", f"the logits' device {logits.device}")

@@ -21,6 +21,7 @@ import triton.language as tl
 
 from g4lab.errors import bad
 from g4lab.kernels import ieee, rms, rows
+from g4lab.kernels.checks import check_vector
 from g4lab.kernels.compile_case import CompileCase
 from g4lab.kernels.rows import pick_launch
 
@@ -81,7 +82,7 @@ def router_norm(x, scale, eps=1e-6, *, rounding="transformers", launch=None):
         BadInput: a shape, stride, dtype, device or option it cannot take.
     """
     rows.check_rows("x", x)
-    rows.check_weight("scale", scale, x)
+    check_vector("scale", scale, x.shape[1], "x", x)
     if scale.dtype != x.dtype:
         raise bad("scale", scale.dtype, f"x's dtype {x.dtype}")
     rows.check_rounding(rounding, ROUNDINGS)

@@ -7,14 +7,13 @@ same for every kernel on rows.
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 
 from g4lab.errors import bad
 from g4lab.kernels import ieee, rms
+from g4lab.kernels.checks import check_alike
 
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MAX_HIDDEN = 16384
 
 
@@ -73,28 +72,13 @@ def row_rrms(ptr, stride, token, num_tokens, eps, N: tl.constexpr, ROWS: tl.cons
 
 def check_rows(names: str, *tensors) -> None:
     """Raises BadInput unless the tensors, named in `names`, are alike: [T, N], dtype, device, elements side by side."""
-    first = tensors[0]
+    first, first_name = tensors[0], names.split()[0]
     for name, x in zip(names.split(), tensors, strict=True):
         if x.dim() != 2 or not 1 <= x.shape[1] <= MAX_HIDDEN:
             raise bad(name, tuple(x.shape), f"2 dimensions, [tokens, hidden], hidden from 1 to {MAX_HIDDEN}")
         if x.shape != first.shape:
-            raise bad(name, tuple(x.shape), f"the shape of {names.split()[0]}, {tuple(first.shape)}")
-        if x.dtype not in DTYPES or x.dtype != first.dtype:
-            raise bad(name, x.dtype, "bfloat16, float16 or float32, the same for all")
-        if x.device != first.device:
-            raise bad(name, f"device {x.device}", f"{names.split()[0]}'s device {first.device}")
-        if x.stride(1) != 1:
-            raise bad(name, f"stride {x.stride(1)}", "stride 1 in the last dimension")
-
-
-def check_weight(name: str, weight, x) -> None:
-    """Raises BadInput unless `weight` is [N] on the device of x [T, N], in one of the three dtypes."""
-    if tuple(weight.shape) != (x.shape[1],):
-        raise bad(name, tuple(weight.shape), f"shape ({x.shape[1]},)")
-    if weight.dtype not in DTYPES:
-        raise bad(name, weight.dtype, "bfloat16, float16 or float32")
-    if weight.device != x.device:
-        raise bad(name, f"device {weight.device}", f"the rows' device {x.device}")
+            raise bad(name, tuple(x.shape), f"the shape of {first_name}, {tuple(first.shape)}")
+        check_alike(name, x, first_name, first)
 
 
 def check_rounding(rounding: str, known: tuple[str, ...]) -> None:

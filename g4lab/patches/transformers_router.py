@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 
-def routers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The router modules of a transformers Gemma-4 by name, in the layers' order; empty for one without experts."""
-    from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, Gemma4TextRouter)}
-
-
 def forward(router, steps: frozenset[str], hidden_states: torch.Tensor):
     """Stands in for Gemma4TextRouter.forward: [T, H] -> probabilities [T, E], weights [T, K], ids int64 [T, K]."""
     if "router_norm" in steps:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from g4lab.errors import bad
+from g4lab.gemma4.modules import routers
 from g4lab.quality.ulp_noise import Change, Noise, Rounding
 
 
@@ -41,7 +42,7 @@ def forward(
     with contextlib.ExitStack() as stack, torch.inference_mode():
         if change:
             stack.enter_context(changed(model, change))
-        for name, router in routers(model).items():
+        for name, router in _routers(model).items():
 
             def before(_, args, name=name):
                 hidden[name] = args[0]
@@ -59,14 +60,14 @@ def forward(
 def choose_again(model: torch.nn.Module, base: Run, change: Change) -> dict[str, torch.Tensor]:
     """The experts [T, K] that each router chooses for the hidden states of `base` if only its own input is changed."""
     with changed(model, change), torch.inference_mode():
-        return {name: router(base.hidden[name])[2] for name, router in routers(model).items()}
+        return {name: router(base.hidden[name])[2] for name, router in _routers(model).items()}
 
 
 @contextlib.contextmanager
 def changed(model: torch.nn.Module, change: Change) -> Iterator[None]:
     """Within the block every router's projection gets what `change` makes of its input."""
     with contextlib.ExitStack() as stack:
-        for router in routers(model).values():
+        for router in _routers(model).values():
             seen: list[torch.Tensor] = []
 
             def before(_, args, seen=seen):
@@ -164,11 +165,8 @@ def wide_router(
     return pd.DataFrame(rows, columns=["change", "flipped_pct"])
 
 
-def routers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """A transformers Gemma-4's router modules by name, in the layers' order. Raises BadInput where there is none."""
-    from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRouter
-
-    found = {name: module for name, module in model.named_modules() if isinstance(module, Gemma4TextRouter)}
+def _routers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    found = routers(model)
     if not found:
         raise bad("model", type(model).__name__, "a Gemma-4 with experts (this one has no router modules)")
     return found

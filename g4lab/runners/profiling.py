@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from g4lab import patches as patching
 from g4lab.errors import bad
-from g4lab.patches.transformers_router import routers
+from g4lab.gemma4.modules import routers
 from g4lab.runners import captures
 from g4lab.runners.models import load_model
 
