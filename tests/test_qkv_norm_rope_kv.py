@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 IN_ORDER = functools.partial(qkv_norm_rope_kv_reference, mean_square=rms.mean_square_in_warp_order)
 EAGER = qkv_norm_rope_kv_reference if DEVICE == "cuda" else IN_ORDER
-SLOTS, POSITIONS = 48, 64
+SLOTS, POSITIONS = 320, 64
 
 
 def angles(head_dim, turned=1.0, dtype=torch.float32):
@@ -97,8 +97,10 @@ def test_fp8_caches_round_as_pytorch_rounds(cache_dtype, dtype, mode):
         weights[4].mul_(200)  # so that keys pass e4m3's largest value, 448
     assert_equal(arguments, again, keywords, IN_ORDER)
     values = again[7].float()
-    assert values.abs().max() == (448 if cache_dtype is torch.float8_e4m3fn else values.abs().max())
-    assert values.count_nonzero() > 0
+    if cache_dtype is torch.float8_e4m3fn:
+        assert values.abs().max() == 448
+    else:
+        assert values.abs().max() > 448
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 33])
@@ -212,8 +214,6 @@ def test_bad_input(message):
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 4, 16, 64, 300])
 def test_bits_on_the_gpu_and_in_a_graph(tokens):
-    global SLOTS
-    SLOTS = max(SLOTS, tokens)
     for shape in checkpoint_shapes():
         for cache_dtype in (None, *FP8):
             arguments, again, keywords = case(tokens, *shape, cache_dtype=cache_dtype)

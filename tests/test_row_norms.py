@@ -121,8 +121,9 @@ def test_the_roundings_differ_in_bf16_and_agree_in_fp32():
     for name in ("two_step", "sglang", "fp32"):
         found = difference(in_bf16[name], in_bf16["transformers"])
         assert found.unequal > 0
-        # transformers rounds three times; the others round at most thrice too, and fold a rounded root.
-        assert found.max_ulp <= 5
+        # Each side rounds at most three times (the root, the fold, the result), by half of eps each; an ulp is at least
+        # half of eps.
+        assert found.max_ulp <= 6
 
 
 def test_sglangs_root_is_rounded_to_the_models_dtype():
