@@ -49,6 +49,7 @@ _SGLANG = "SGLang 0.5.21, _get_block_sizes_for_extend_attention"
 _LEGACY = "SGLang before May 2026; the tile that pyc96/sglang#4 measured against"
 _SEED = "pyc96/sglang#4, timed on an H100 (data/published/extend_attention_microbench.csv)"
 SMALL_SHARED = ("sm_89", "sm_120")
+LEAST_BLOCKS, MOST_SPLITS = 4, 32
 
 
 def _by_head_dim(evidence: str, sizes: dict[int, tuple[int, int]], *arches: str) -> list[Rule]:
@@ -67,7 +68,13 @@ _SGLANG_ELSEWHERE = [
 ]
 _LEGACY_RULES = [*_by_head_dim(_LEGACY, {256: (128, 64), 512: (32, 64)}, "sm_90"), *_SGLANG_ELSEWHERE]
 
+_BY_FACTS = "by compile facts and reasoning, not timed"
 TABLES: dict[str, tuple[Rule, ...]] = {
+    "g4lab": (
+        Rule(ExtendTile(16, 64, 4, 2), _BY_FACTS, max_rows=16),
+        Rule(ExtendTile(32, 64, 4, 2), _BY_FACTS, max_head_dim=256),
+        Rule(ExtendTile(32, 32, 4, 2), _BY_FACTS),
+    ),
     "sglang": (
         *_by_head_dim(_SGLANG, {128: (128, 64), 256: (64, 64), 512: (32, 64)}, "sm_90"),
         *_SGLANG_ELSEWHERE,
@@ -110,3 +117,12 @@ def pick_rule(
 def pick_tile(**launch) -> ExtendTile:
     """The tile of `pick_rule`; same arguments, same errors."""
     return pick_rule(**launch).tile
+
+
+def pick_splits(tile: ExtendTile, programs: int, max_keys: int, processors: int) -> int:
+    """Into how many parts the keys of each tile are split: as many as fill the GPU's processors once.
+
+    programs: tiles times KV heads. max_keys: an upper bound of the keys that one tile sees. A part has at least
+    LEAST_BLOCKS blocks of keys, or combining the parts would cost more than it saves (by reasoning, not timed).
+    """
+    return max(1, min(processors // max(1, programs), max_keys // (LEAST_BLOCKS * tile.block_n), MOST_SPLITS))

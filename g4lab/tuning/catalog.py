@@ -14,6 +14,7 @@ CASES = {
     "router_norm": "g4lab.kernels.router_norm:compile_case",
     "residual_norm": "g4lab.kernels.residual_norm:compile_case",
     "dual_residual_norm": "g4lab.kernels.residual_norm:dual_compile_case",
+    "extend_attention": "g4lab.kernels.extend_attention:compile_case",
     "sglang_router": "g4lab.tuning.peers:sglang_router",
     "sglang_qkv_norm": "g4lab.tuning.peers:sglang_qkv_norm",
     "sglang_residual_norm": "g4lab.tuning.peers:sglang_residual_norm",
