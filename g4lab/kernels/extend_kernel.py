@@ -176,7 +176,7 @@ def _extend_kernel(
     end = tl.minimum(last, prefix)
     none_full = 0 if MASK and MASK_PREFIX else end
     edge, interior, count, rest, masked = _blocks(first, end, full_first, none_full, BLOCK_N)
-    for block in tl.range(0, masked, num_stages=1):
+    for block in tl.range(0, masked, num_stages=STAGES):
         key = tl.where(block < edge, first, rest - edge * BLOCK_N) + block * BLOCK_N + cols
         slot = tl.load(slots + key, mask=key < end, other=0).to(tl.int64)
         seen = _visible(key, end, query, mask_row, mask_ptr, WINDOW, False, MASK and MASK_PREFIX)
@@ -201,7 +201,7 @@ def _extend_kernel(
             q, q_tail, acc, acc_tail, top, total, k_new, key * stride_kt, v_new, key * stride_vt, there, there,
             scale, cap_scale, D, MAIN, TAIL, CAP, False,
         )  # fmt: skip
-    for block in tl.range(0, masked, num_stages=1):
+    for block in tl.range(0, masked, num_stages=STAGES):
         start = tl.where(block < edge, tl.maximum(first, prefix), rest - edge * BLOCK_N)
         key = start + block * BLOCK_N + cols
         seen = _visible(key, last, query, mask_row, mask_ptr, WINDOW, not MASK, MASK)
