@@ -126,7 +126,7 @@ def run(runner, names, prompts):
     """The logits of every step of a greedy run [steps, prompts, vocabulary], the pools after it, and what counted."""
     switch(runner, names)
     counting._counts.clear()
-    attention_body._declined.clear()
+    counting._notes.clear()
     requests = Requests(runner, prompts)
     logits = [requests.prefill()]
     for _ in range(NEW_TOKENS - 1):
@@ -144,7 +144,7 @@ def compared(found, base):
         "logits": (logits - base_logits).abs().max().item(),
         "kv": max((a - b).abs().max().item() for a, b in zip(kv, base_kv, strict=True)),
         "same bits": torch.equal(logits, base_logits) and all(map(torch.equal, kv, base_kv)),
-        "declined": dict(attention_body._declined),
+        "declined": counting._notes.get("qkv_norm_rope_kv", {}).get("declined", {}),
         "counts": counts,
     }
 

@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 
 from g4lab import patches
 from g4lab.errors import BadInput, G4LabError
-from g4lab.patches import REGISTRY, counting, dummy_weights, parse, rounding
+from g4lab.patches import REGISTRY, choices, counting, dummy_weights, parse
 from g4lab.patches.registry import Hook, Patch, build
 
 FIXES = ("router_scale", "swa_decode_window", "mtp_pp_proxy")
-KERNELS = ("router", "router_norm", "qkv_norm", "kv_single_gemm", "qkv_norm_rope_kv", "residual_norm")
+KERNELS = (
+    "router",
+    "router_norm",
+    "qkv_norm",
+    "kv_single_gemm",
+    "qkv_norm_rope_kv",
+    "residual_norm",
+    "extend_tiles",
+    "extend_attention",
+)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +100,11 @@ def test_router_patch_declines_with_the_reason(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert declines("cpu") is None
     monkeypatch.setenv("G4LAB_ROUTER_ROUNDING", "bf16")
-    rounding.forget()
+    choices.forget()
     try:
         assert "'bf16', expected eager or fp32" in declines("cuda")
     finally:
-        rounding.forget()
+        choices.forget()
 
 
 COUNTING = """

@@ -10,7 +10,7 @@ from g4lab import patches
 from g4lab.errors import BadInput, G4LabError
 from g4lab.gemma4 import spec
 from g4lab.gemma4.modules import routers
-from g4lab.patches import counting, rounding
+from g4lab.patches import choices, counting
 from g4lab.patches.transformers_model import NAMES
 
 
@@ -231,11 +231,11 @@ def test_another_rounding_gives_other_bits_in_bf16(monkeypatch):
     try:
         for name in ("transformers", "sglang"):
             monkeypatch.setenv("G4LAB_ROUTER_NORM_ROUNDING", name)
-            rounding.forget()
+            choices.forget()
             patches.apply(model, "router_norm")
             with torch.no_grad():
                 found[name] = module(x)[0]
             patches.remove(model)
     finally:
-        rounding.forget()
+        choices.forget()
     assert not torch.equal(found["transformers"], found["sglang"])

@@ -7,8 +7,8 @@ K=V layers, and takes two further launches to rotate and to write.
 from __future__ import annotations
 
 from g4lab.patches.attention_body import mark
+from g4lab.patches.choices import needs_interpreter
 from g4lab.patches.registry import Hook, Patch
-from g4lab.patches.rounding import needs_interpreter
 
 _INIT = "sglang.srt.models.gemma4_causal.Gemma4Attention.__init__"
 

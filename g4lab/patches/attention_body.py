@@ -8,17 +8,14 @@ KV is looked up at every call: an MTP assistant's layers are told so only after 
 
 from __future__ import annotations
 
-import collections
 import types
 from typing import TYPE_CHECKING
 
 from g4lab.patches import kv_single_gemm, kv_write
-from g4lab.patches.counting import count, note
+from g4lab.patches.counting import count, tally
 
 if TYPE_CHECKING:
     import torch
-
-_declined: collections.Counter[str] = collections.Counter()
 
 
 def mark(step: str):
@@ -58,13 +55,12 @@ def forward(attn, positions: torch.Tensor, hidden_states: torch.Tensor, forward_
 
 
 def _can_fuse(attn, shared: bool, positions, forward_batch) -> bool:
-    """Whether norms, rotary embedding and KV write can be one launch; a reason why not goes into the patch's note."""
+    """Whether norms, rotary embedding and KV write can be one launch; a reason why not goes into the patch's report."""
     why_not = kv_write.cannot_rotate(attn, positions)
     if why_not is None and not shared:
         why_not = kv_write.cannot_write(attn, forward_batch)
     if why_not is not None:
-        _declined[why_not] += 1
-        note("qkv_norm_rope_kv", {"declined": dict(_declined)})
+        tally("qkv_norm_rope_kv", "declined", why_not)
     return why_not is None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from g4lab.patches import (
     attention,
     dummy_weights,
+    extend_attention,
+    extend_tiles,
     residual_norm,
     routed_experts,
     router,
@@ -21,6 +23,8 @@ REGISTRY: dict[str, Patch] = build(
         attention.KV_SINGLE_GEMM,
         attention.QKV_NORM_ROPE_KV,
         residual_norm.PATCH,
+        extend_tiles.PATCH,
+        extend_attention.PATCH,  # after extend_tiles: around it, so that what it declines gets our tile
         sglang_fixes.ROUTER_SCALE,
         sglang_fixes.SWA_DECODE_WINDOW,
         sglang_fixes.MTP_PP_PROXY,

@@ -46,6 +46,13 @@ def note(name: str, value: object) -> None:
     _dirty.set()
 
 
+def tally(name: str, kind: str, what: str) -> None:
+    """One more `what` of this `kind` ("declined", "tiles") in the report of patch `name`: {kind: {what: times}}."""
+    report = _notes.get(name, {})
+    times = report.get(kind, {})
+    note(name, {**report, kind: {**times, what: times.get(what, 0) + 1}})  # new ones: a thread may be writing the old
+
+
 def counters(folder: Path | str) -> dict[str, int]:
     """Calls of each patch, summed over the processes that wrote into `folder`; empty where none did."""
     total: collections.Counter[str] = collections.Counter()

@@ -7,11 +7,11 @@ $G4LAB_RESIDUAL_NORM_ROUNDING chooses; the default is eager.
 
 from __future__ import annotations
 
+from g4lab.patches.choices import Choice
 from g4lab.patches.counting import count
 from g4lab.patches.registry import Hook, Patch
-from g4lab.patches.rounding import Rounding
 
-rounding = Rounding("G4LAB_RESIDUAL_NORM_ROUNDING", ("eager", "fp32"))
+rounding = Choice("G4LAB_RESIDUAL_NORM_ROUNDING", ("eager", "fp32"))
 
 
 def _forward(layer, positions, hidden_states, per_layer_input, forward_batch, **kwargs):

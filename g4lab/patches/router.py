@@ -6,11 +6,11 @@ took such a fusion out again after it cost accuracy under MTP), and on the CPU b
 
 from __future__ import annotations
 
+from g4lab.patches.choices import Choice
 from g4lab.patches.counting import count
 from g4lab.patches.registry import Hook, Patch
-from g4lab.patches.rounding import Rounding
 
-rounding = Rounding("G4LAB_ROUTER_ROUNDING", ("eager", "fp32"))  # eager: as the logits' dtype rounds
+rounding = Choice("G4LAB_ROUTER_ROUNDING", ("eager", "fp32"))  # eager: as the logits' dtype rounds
 
 
 def _fused_routing(gating_output, per_expert_scale, topk):

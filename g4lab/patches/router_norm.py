@@ -9,11 +9,11 @@ It reads the learned scale itself, so the fix router_scale has nothing to correc
 
 from __future__ import annotations
 
+from g4lab.patches.choices import Choice
 from g4lab.patches.counting import count
 from g4lab.patches.registry import Hook, Patch
-from g4lab.patches.rounding import Rounding
 
-rounding = Rounding("G4LAB_ROUTER_NORM_ROUNDING", ("transformers", "sglang", "two_step", "fp32"))
+rounding = Choice("G4LAB_ROUTER_NORM_ROUNDING", ("transformers", "sglang", "two_step", "fp32"))
 
 
 def normed(x, scale, eps):

@@ -1,4 +1,4 @@
-"""What the patches with a kernel share: a rounding chosen by an environment variable, and where kernels can run."""
+"""What the patches with a kernel share: a choice made by an environment variable, and where kernels can run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def _chosen(variable: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Rounding:
-    """The named rounding that a patch's kernel takes: $`variable`, read once for each process; the first name stands
-    where it is unset or empty."""
+class Choice:
+    """The named rounding, or table of tiles, that a patch's kernel takes: $`variable`, read once for each process; the
+    first name stands where it is unset or empty."""
 
     variable: str
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Rounding:
         return _chosen(self.variable) or self.names[0]
 
     def declines(self, device: Device) -> str | None:
-        """Why a patch with this rounding cannot work in this process on `device`, or None."""
+        """Why a patch with this choice cannot work in this process on `device`, or None."""
         if self() not in self.names:
             return f"{self.variable} is {self()!r}, expected {' or '.join(self.names)}"
         return needs_interpreter(device)
