@@ -185,10 +185,10 @@ def _extend_kernel(
             scale, cap_scale, D, MAIN, TAIL, CAP, True,
         )  # fmt: skip
     # Slots are loaded a block ahead: in their own block's turn, the copies that need them would wait for them.
-    ahead = tl.load(slots + interior + cols, mask=interior + cols < end, other=0)
+    ahead = tl.load(slots + interior + cols, mask=interior + cols < end, other=0).to(tl.int32)
     for block in tl.range(0, count, num_stages=STAGES):
         slot = ahead.to(tl.int64)
-        ahead = tl.load(slots + interior + tl.minimum(block + 1, count - 1) * BLOCK_N + cols)
+        ahead = tl.load(slots + interior + tl.minimum(block + 1, count - 1) * BLOCK_N + cols).to(tl.int32)
         acc, acc_tail, top, total = _attend(
             q, q_tail, acc, acc_tail, top, total, k_pool, slot * stride_kbs, v_pool, slot * stride_vbs, there, there,
             scale, cap_scale, D, MAIN, TAIL, CAP, False,
