@@ -179,7 +179,8 @@ def providers_of(operation: str, *, compiled: bool = False) -> list[Provider]:
 
 def measure(
     tokens: Sequence[int] = TOKENS, operations: Sequence[str] = OPERATIONS, *, rounds: int = 200,
-    compiled: bool = False, progress: Callable[[int, int], None] | None = None,
+    compiled: bool = False, keep: Callable[[pd.DataFrame], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """`suite.measure` of every case, and for each provider that ran also `bytes`, `gbps` (10^9 bytes/s), `copy_share`
     (of the bandwidth that the copy reaches) and `over_sglang` (how many times faster than SGLang's), with intervals.
@@ -190,7 +191,9 @@ def measure(
     """
     chosen = norms_cases.cases(tokens, operations)
     of_case = {name: providers_of(name, compiled=compiled) for name in operations}
-    return suite.measure(chosen, lambda c: of_case[c.operation], rounds=rounds, more=bandwidth, progress=progress)
+    return suite.measure(
+        chosen, lambda c: of_case[c.operation], rounds=rounds, more=bandwidth, keep=keep, progress=progress
+    )
 
 
 def bandwidth(case, name: str, reading: str, timed: dict[str, Timed]) -> dict:

@@ -13,9 +13,8 @@ import pandas as pd
 
 from g4lab.bench.norms import KEYS, OURS, PROVIDERS
 from g4lab.bench.norms_cases import OPERATIONS, cases
+from g4lab.bench.suite import INCOMPLETE, MET, MISSED, NOT_MEASURED
 from g4lab.bench.timing import READINGS
-
-MET, MISSED, INCOMPLETE, NOT_MEASURED = "met", "missed", "incomplete", "not measured"
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def prove(
 
 def measure(
     tokens=TOKENS, providers=PROVIDERS, *, rounds: int = 200, dtype: str = "bfloat16",
-    progress: Callable[[int, int], None] | None = None,
+    keep: Callable[[pd.DataFrame], None] | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """`suite.measure` of every T: µs per call, speed-up over eager and the A/A interval.
 
@@ -115,7 +115,7 @@ def measure(
         Unavailable: no GPU, or an interpreted process.
     """
     cases = [Case(t, dtype=dtype) for t in tokens]
-    return suite.measure(cases, lambda case: providers, rounds=rounds, progress=progress)
+    return suite.measure(cases, lambda case: providers, rounds=rounds, keep=keep, progress=progress)
 
 
 def availability(providers=PROVIDERS) -> pd.DataFrame:

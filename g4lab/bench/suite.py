@@ -1,10 +1,10 @@
 """What every suite of kernel benchmarks shares: cases and providers as data, one row per (case, provider, reading).
 
 A case is a dataclass; its fields, the provider and the reading name a row. The baseline stands among the providers
-twice, as BASELINE and as AGAIN, so that every speed-up has the A/A interval of its own run beside it.
+twice, the second time as `again(baseline)`, so that every speed-up has the A/A interval of its own run beside it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import pandas as pd
@@ -13,11 +13,19 @@ from g4lab.bench import stats, timing
 from g4lab.bench.timing import Provider, Timed
 from g4lab.errors import Unavailable
 
-BASELINE = "eager PyTorch"
-AGAIN = BASELINE + " (again)"
+BASELINE = "eager PyTorch"  # unless a suite names another
 EMPTY = "empty kernel (launch floor)"
+MET, MISSED, INCOMPLETE, NOT_MEASURED = "met", "missed", "incomplete", "not measured"  # verdicts on a suite's goals
 
 More = Callable[[object, str, str, dict[str, Timed]], dict]
+
+
+def again(baseline: str = BASELINE) -> str:
+    """The name under which the baseline stands among the providers a second time."""
+    return f"{baseline} (again)"
+
+
+AGAIN = again()
 
 
 @dataclass(frozen=True)
@@ -32,24 +40,46 @@ class Proof:
         return " ".join(f"{name}={value}" for name, value in self.parameters.items())
 
 
+@dataclass(frozen=True)
+class Suite:
+    """What `g4lab bench NAME` runs: `prove(progress=...)` gives proofs, `measure(keep=..., progress=...)` a table whose
+    rows `keys` name, `availability()` the providers. claim: what a proof claims, in a file's name and in words."""
+
+    name: str
+    prove: Callable[..., Iterable[Proof]]
+    measure: Callable[..., pd.DataFrame]
+    keys: Sequence[str]
+    availability: Callable[[], pd.DataFrame]
+    claim: tuple[str, str] = ("bits", "bit-equality")
+
+
 def measure(
-    cases: Sequence, providers_of: Callable[[object], Sequence[Provider]], *, rounds: int = 200,
-    more: More | None = None, progress: Callable[[int, int], None] | None = None,
+    cases: Sequence, providers_of: Callable[[object], Sequence[Provider]], *, baseline: str = BASELINE,
+    columns: Callable[[object], dict] = asdict, rounds: int = 200, seconds: float | None = None,
+    more: More | None = None, keep: Callable[[pd.DataFrame], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Times `providers_of(case)` on each case and returns one row per (case, provider, reading).
 
-    Columns: the case's fields, provider, reading, reason (why there are no times), p20_us, p50_us, p80_us (µs per
-    call), n, speedup over the baseline with its interval, aa_low, aa_high, beyond_noise, and what `more(case, provider,
+    Columns: `columns(case)`, provider, reading, reason (why there are no times), p20_us, p50_us, p80_us (µs per call),
+    n, speedup over the baseline with its interval, aa_low, aa_high, beyond_noise, and what `more(case, provider,
     reading, timed)` adds for a provider that ran.
+
+    rounds, seconds: of one case, as `timing.time_providers` takes them. keep: is given the rows of each case as soon as
+    they are measured, so that a run that ends early leaves what it had.
 
     Raises:
         Unavailable: no GPU, or an interpreted process.
+        G4LabError: a provider broke the CUDA context.
     """
     timing.require_gpu()
     found = []
     for done, case in enumerate(cases):
-        timed = timing.time_providers(list(providers_of(case)), case, rounds=rounds)
-        found += [row for name in timed for row in rows(case, name, timed, more)]
+        timed = timing.time_providers(list(providers_of(case)), case, rounds=rounds, seconds=seconds)
+        measured = [row for name in timed for row in rows(case, name, timed, more, baseline, columns)]
+        if keep:
+            keep(pd.DataFrame(measured))
+        found += measured
         if progress:
             progress(done + 1, len(cases))
     return pd.DataFrame(found)
@@ -60,14 +90,17 @@ def keys(*cases: type) -> list[str]:
     return [*dict.fromkeys(field.name for case in cases for field in fields(case)), "provider", "reading"]
 
 
-def rows(case, name: str, timed: dict[str, Timed], more: More | None = None) -> Iterator[dict]:
+def rows(
+    case, name: str, timed: dict[str, Timed], more: More | None = None, baseline: str = BASELINE,
+    columns: Callable[[object], dict] = asdict,
+) -> Iterator[dict]:  # fmt: skip
     """The rows of one provider, a reading each, from the samples of all providers of the case."""
     for reading in timing.READINGS:
-        row = {**asdict(case), "provider": name, "reading": reading, "reason": timed[name].reason}
+        row = {**columns(case), "provider": name, "reading": reading, "reason": timed[name].reason}
         if not timed[name].reason:
             quantiles = stats.quantiles(timed[name].samples[reading])
             row |= {"n": quantiles.pop("n"), **{f"{key}_us": value for key, value in quantiles.items()}}
-            row |= _over_baseline(timed, name, reading)
+            row |= _over_baseline(timed, name, reading, baseline)
             row |= more(case, name, reading, timed) if more else {}
         yield row
 
@@ -79,8 +112,8 @@ def ratio(timed: dict[str, Timed], slow: str, fast: str, reading: str) -> stats.
     return stats.median_ratio(timed[slow].samples[reading], timed[fast].samples[reading])
 
 
-def _over_baseline(timed: dict[str, Timed], name: str, reading: str) -> dict:
-    gain, noise = (ratio(timed, BASELINE, other, reading) for other in (name, AGAIN))
+def _over_baseline(timed: dict[str, Timed], name: str, reading: str, baseline: str) -> dict:
+    gain, noise = (ratio(timed, baseline, other, reading) for other in (name, again(baseline)))
     if gain is None or noise is None:
         return {}
     return {

@@ -1,7 +1,10 @@
 """How `g4lab bench` runs a suite of kernel benchmarks: prove, record, time, record, show."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -10,18 +13,21 @@ from g4lab.commands._progress import bar
 from g4lab.commands._table import frame_table
 from g4lab.errors import G4LabError, Unavailable
 
+if TYPE_CHECKING:
+    from g4lab.bench.suite import Suite
+
 NAMED = 5  # of the checks that failed; the records have them all
 
 
-def run(name: str, bench, folder: Path | None, prove: dict, measure: dict, show: Callable[[object], None]) -> None:
-    """Proofs to NAME.bits.jsonl and times to NAME.latency.jsonl in `folder` (default: this run's), then `show(times)`.
+def run(suite: Suite, folder: Path | None, show: Callable[[object], None]) -> None:
+    """Proofs to NAME.CLAIM.jsonl and times to NAME.latency.jsonl in `folder` (default: this run's), then `show(times)`.
 
-    `bench` is a module like g4lab.bench.router: availability(), prove(progress=..., **prove), measure(progress=...,
-    **measure) and KEYS. What does not hold is recorded too, and raised at the end.
+    Every proof and the times of every case are recorded at once; what does not hold is recorded too, and raised at the
+    end.
 
     Raises:
         Unavailable: kernels cannot be timed here; the table of what could not run is shown before.
-        G4LabError: a proof does not hold.
+        G4LabError: a proof does not hold, or a provider broke the CUDA context.
     """
     from g4lab.bench import timing
 
@@ -29,28 +35,32 @@ def run(name: str, bench, folder: Path | None, prove: dict, measure: dict, show:
     try:
         timing.require_gpu()
     except Unavailable:
-        console.print(frame_table(bench.availability()))
+        console.print(frame_table(suite.availability()))
         raise
 
-    folder = folder or records.where()
-    with bar("bit-equality") as advance:
-        proofs = bench.prove(progress=advance, **prove)
-    for proof in proofs:
-        record = records.new_record(f"{name}.bits", proof.values, proof.parameters)
-        records.append(record, folder / f"{name}.bits.jsonl")
+    folder, (what, claimed) = folder or records.where(), suite.claim
+    proofs = []
+    with bar(claimed) as advance:
+        for proof in suite.prove(progress=advance):
+            proofs.append(proof)
+            record = records.new_record(f"{suite.name}.{what}", proof.values, proof.parameters)
+            records.append(record, folder / f"{suite.name}.{what}.jsonl")
     failed = [proof for proof in proofs if not proof.holds]
-    console.print(f"bit-equality holds in {len(proofs) - len(failed)} of {len(proofs)} checks")
+    console.print(f"{claimed} holds in {len(proofs) - len(failed)} of {len(proofs)} checks")
 
     before = timing.clocks()
+
+    def keep(frame):
+        clocks = {"clocks_before": before, "clocks_after": timing.clocks()}
+        for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+            parameters = {key: row.pop(key) for key in suite.keys if key in row}
+            record = records.new_record(f"{suite.name}.latency", {**row, **clocks}, parameters)
+            records.append(record, folder / f"{suite.name}.latency.jsonl")
+
     with bar("timing") as advance:
-        frame = bench.measure(progress=advance, **measure)
-    clocks = {"clocks_before": before, "clocks_after": timing.clocks()}
-    for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
-        parameters = {key: row.pop(key) for key in bench.KEYS if key in row}
-        record = records.new_record(f"{name}.latency", {**row, **clocks}, parameters)
-        records.append(record, folder / f"{name}.latency.jsonl")
+        frame = suite.measure(keep=keep, progress=advance)
     show(frame)
     console.print(f"records in {folder}")
     if failed:
         more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
-        raise G4LabError("not bit-identical: " + "; ".join(map(str, failed[:NAMED])) + more)
+        raise G4LabError(f"no {claimed}: " + "; ".join(map(str, failed[:NAMED])) + more)

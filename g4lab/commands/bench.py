@@ -1,5 +1,6 @@
 """Prove and time kernels on this machine's GPU beside their peers; measure its ceilings; time the reading of traces."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,13 +31,15 @@ def router(
     from rich.console import Console
 
     from g4lab.bench import router as bench
+    from g4lab.bench.suite import Suite
     from g4lab.commands import _suite
     from g4lab.commands._table import frame_table
 
     def show(times):
         Console().print(frame_table(times.round(3)))
 
-    _suite.run("router", bench, records_dir, {"rows": rows}, {"rounds": rounds}, show)
+    prove, measure = partial(bench.prove, rows), partial(bench.measure, rounds=rounds)
+    _suite.run(Suite("router", prove, measure, bench.KEYS, bench.availability), records_dir, show)
 
 
 @app.command()
@@ -70,12 +73,14 @@ def norms(
     from g4lab.bench import norms as bench
     from g4lab.bench.norms_cases import OPERATIONS, TOKENS, cases
     from g4lab.bench.norms_goals import goals
+    from g4lab.bench.norms_proof import prove
+    from g4lab.bench.suite import Suite
     from g4lab.commands import _suite
     from g4lab.commands._table import frame_table
 
     sizes, operations = tuple(tokens or TOKENS), tuple(operation or OPERATIONS)
     cases(sizes, operations)  # what cannot be measured is an error before anything runs
-    measure = {"tokens": sizes, "operations": operations, "rounds": rounds, "compiled": compiled}
+    measure = partial(bench.measure, sizes, operations, rounds=rounds, compiled=compiled)
 
     def show(times):
         console = Console()
@@ -83,7 +88,57 @@ def norms(
             console.print(title, frame_table(table.round(2)))
         console.print(frame_table(goals(times)))
 
-    _suite.run("norms", bench, records_dir, {"operations": operations}, measure, show)
+    bits = partial(prove, operations=operations)
+    _suite.run(Suite("norms", bits, measure, bench.KEYS, bench.availability), records_dir, show)
+
+
+@app.command()
+def extend(
+    records_dir: Annotated[
+        Path | None, typer.Option("--records", help="Folder for the records.", show_default="this run's records")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this shape (spaces or hyphens); may be given again.", show_default="all"),
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave this provider out; may be given again.", show_default="none")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=10, help="Samples per provider and shape, at most.")] = 200,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of all samples of a shape; long kernels get fewer.")] = 8,
+) -> None:
+    """Extend attention: every output within its error budget, then time against SGLang's kernel with three tiles, SDPA,
+    FlexAttention and FlashAttention.
+
+    Shows µs per call, TFLOP/s and GB/s beside what this GPU reaches, and whether the goals are met. A shape's records
+    are kept as soon as it is timed. Without a GPU it says what could not run and why, and times nothing.
+
+    Examples:
+
+    - `g4lab bench extend --records data/records/nvidia-h200`
+    - `g4lab bench extend --shape "prefill long" --shape "verify chat" --rounds 50`
+    - `g4lab bench extend --without "PyTorch FlexAttention"`
+    """
+    from rich.console import Console
+
+    from g4lab.bench import extend as bench
+    from g4lab.bench.extend_goals import goals
+    from g4lab.bench.extend_proof import CLAIM, prove
+    from g4lab.bench.suite import Suite
+    from g4lab.commands import _suite
+    from g4lab.commands._table import frame_table
+
+    chosen = shape or None, tuple(without or ())
+    bench.choose(*chosen)  # what cannot be measured is an error before anything runs
+
+    def show(times):
+        console = Console()
+        for title, table in bench.tables(times):
+            console.print(title, frame_table(table.round(3)))
+        console.print(frame_table(goals(times)))
+
+    errors, measure = partial(prove, *chosen), partial(bench.measure, *chosen, rounds=rounds, seconds=seconds)
+    _suite.run(Suite("extend", errors, measure, bench.KEYS, bench.availability, CLAIM), records_dir, show)
 
 
 @app.command()
