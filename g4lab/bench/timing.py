@@ -130,9 +130,8 @@ def calls_per_sample(us: float, seconds: float) -> int:
         Unavailable: LEAST_ROUNDS calls would take longer than that.
     """
     if LEAST_ROUNDS * us > 1e6 * seconds:
-        raise Unavailable(
-            f"a call takes {us / 1e3:.0f} ms, {LEAST_ROUNDS} of them more than the {seconds:g} s of a case"
-        )
+        what = f"one call takes {us / 1e3:.0f} ms"
+        raise Unavailable(f"{what}: {LEAST_ROUNDS} do not fit into the {seconds:g} s of a case")
     return max(1, min(REPEATS, round(LONG_US / us)))
 
 
