@@ -24,24 +24,28 @@ class ExtendTile:
 
 @dataclass(frozen=True)
 class Rule:
-    """`tile` where all limits hold. arches: those it is for, empty for all. rows: max_len_extend * group."""
+    """`tile` where all limits hold. max_rows: of max_len_extend * group, the rows of one sequence and KV head at most;
+    min_total_rows: of that times the batch."""
 
     tile: ExtendTile
     evidence: str
-    arches: tuple[str, ...] = ()
+    arches: tuple[str, ...]
     min_head_dim: int = 1
     max_head_dim: int = 512
     min_batch: int = 0
     max_len_extend: int | None = None
     max_rows: int | None = None
+    min_total_rows: int = 0
 
     def holds(self, arch: str, head_dim: int, batch: int, max_len_extend: int, group: int) -> bool:
+        rows = max_len_extend * group
         return (
-            (not self.arches or arch in self.arches)
+            arch in self.arches
             and self.min_head_dim <= head_dim <= self.max_head_dim
             and batch >= self.min_batch
             and (self.max_len_extend is None or max_len_extend <= self.max_len_extend)
-            and (self.max_rows is None or max_len_extend * group <= self.max_rows)
+            and (self.max_rows is None or rows <= self.max_rows)
+            and batch * rows >= self.min_total_rows
         )
 
 
@@ -68,12 +72,43 @@ _SGLANG_ELSEWHERE = [
 ]
 _LEGACY_RULES = [*_by_head_dim(_LEGACY, {256: (128, 64), 512: (32, 64)}, "sm_90"), *_SGLANG_ELSEWHERE]
 
-_BY_FACTS = "by compile facts and reasoning, not timed"
+# Ours: by compile facts and reasoning, nothing timed yet.
+_FLIGHT = (
+    "compile facts: no spills, and with three stages a block's copies stay in flight while another is computed (with "
+    "two, mma.sync code waits for them at once); few rows are bound by memory; not timed"
+)
+_WGMMA = "compile facts: wgmma, copies pipelined, nothing spilled in the loops over full blocks; not timed"
+_FEW = "compile facts as of the larger tile; too few rows in the batch for those to fill 132 processors; not timed"
+_FITS = "compile facts: the largest tile that fits shared memory and hardly spills; not timed"
+ENOUGH_ROWS = 4096
+
+
+def _ours(arches: str | tuple[str, ...], max_head_dim: int, tile: tuple, evidence: str, **limits) -> Rule:
+    arches = (arches,) if isinstance(arches, str) else arches
+    return Rule(ExtendTile(*tile), evidence, arches, max_head_dim=max_head_dim, **limits)
+
+
 TABLES: dict[str, tuple[Rule, ...]] = {
     "g4lab": (
-        Rule(ExtendTile(16, 64, 4, 2), _BY_FACTS, max_rows=16),
-        Rule(ExtendTile(32, 64, 4, 2), _BY_FACTS, max_head_dim=256),
-        Rule(ExtendTile(32, 32, 4, 2), _BY_FACTS),
+        _ours("sm_90", 512, (16, 32, 4, 3), _FLIGHT, max_rows=16),
+        _ours("sm_90", 256, (32, 32, 4, 3), _FLIGHT, max_rows=32),
+        _ours("sm_90", 512, (32, 32, 8, 3), _FLIGHT, max_rows=32),
+        _ours("sm_90", 128, (128, 64, 8, 3), _WGMMA, min_total_rows=ENOUGH_ROWS),
+        _ours("sm_90", 256, (128, 64, 8, 2), _WGMMA, min_total_rows=ENOUGH_ROWS),
+        _ours("sm_90", 256, (64, 64, 8, 2), _FEW),
+        _ours("sm_90", 512, (64, 32, 8, 2), _WGMMA),
+        _ours("sm_100", 512, (16, 32, 4, 3), _FLIGHT, max_rows=16),
+        _ours("sm_100", 512, (32, 32, 8, 3), _FLIGHT, max_rows=32),
+        _ours("sm_100", 256, (64, 64, 8, 2), _FITS),
+        _ours("sm_100", 512, (64, 32, 8, 2), _FITS),
+        _ours("sm_80", 512, (16, 32, 4, 3), _FLIGHT, max_rows=16),
+        _ours("sm_80", 256, (32, 32, 4, 3), _FLIGHT, max_rows=32),
+        _ours("sm_80", 256, (64, 32, 8, 3), _FITS),
+        _ours("sm_80", 512, (32, 32, 8, 3), _FITS),
+        _ours(SMALL_SHARED, 256, (16, 32, 4, 3), _FLIGHT, max_rows=16),
+        _ours(SMALL_SHARED, 256, (32, 32, 4, 3), _FLIGHT, max_rows=32),
+        _ours(SMALL_SHARED, 256, (64, 32, 8, 2), _FITS),
+        _ours(SMALL_SHARED, 512, (32, 16, 8, 2), _FITS),
     ),
     "sglang": (
         *_by_head_dim(_SGLANG, {128: (128, 64), 256: (64, 64), 512: (32, 64)}, "sm_90"),
