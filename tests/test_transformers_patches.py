@@ -133,7 +133,13 @@ def test_transformers_patch_refuses_what_it_cannot_do(model, monkeypatch):
 
 MODELS = ("tiny-moe", "tiny-dense", "tiny-ple")
 # What each patch counts in one forward pass of tiny-moe, tiny-dense and tiny-ple (6, 6 and 10 layers).
-CALLS = {"router": (6, 0, 0), "router_norm": (6, 0, 0), "qkv_norm": (6, 6, 10), "residual_norm": (6, 6, 20)}
+CALLS = {
+    "router": (6, 0, 0),
+    "router_norm": (6, 0, 0),
+    "qkv_norm": (6, 6, 10),
+    "residual_norm": (6, 6, 20),
+    "extend_attention": (6, 6, 10),
+}
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from g4lab import env
 from g4lab.errors import Unavailable, bad
-from g4lab.patches import transformers_layer, transformers_router
+from g4lab.patches import transformers_attention, transformers_layer, transformers_router
 
 if TYPE_CHECKING:
     import torch
 
-NAMES = ("router", "router_norm", "qkv_norm", "residual_norm")
+NAMES = ("router", "router_norm", "qkv_norm", "residual_norm", "extend_attention")
 _KEPT = "_g4lab_forward"  # what the module's own __dict__ held as forward before, if anything
 
 
@@ -37,9 +37,12 @@ def apply(model: torch.nn.Module, patches: str = "router") -> list[str]:
     modules = []
     for path, module in model.named_modules():
         steps = frozenset(name for name, kind in found.items() if isinstance(module, kind))
-        if steps:
+        if "extend_attention" in steps:
+            transformers_attention.switch_on(module)
+        elif steps:
             vars(module)[_KEPT] = vars(module).get("forward")
             module.forward = _forward(module, steps)
+        if steps:
             modules.append(path)
     return modules
 
@@ -48,6 +51,9 @@ def remove(model: torch.nn.Module) -> list[str]:
     """Restore what `apply` replaced; returns the names of the restored modules, none where nothing was patched."""
     modules = dict(patched(model))
     for module in modules.values():
+        if transformers_attention.is_on(module):
+            transformers_attention.switch_off(module)
+            continue
         before = vars(module).pop(_KEPT)
         if before is None:
             del module.forward
@@ -69,14 +75,19 @@ def chosen(patches: str) -> tuple[str, ...]:
 
 def patched(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     """Name and module of everything in `model` that `apply` has changed."""
-    return [(path, module) for path, module in model.named_modules() if _KEPT in vars(module)]
+    modules = model.named_modules()
+    return [(path, each) for path, each in modules if _KEPT in vars(each) or transformers_attention.is_on(each)]
 
 
 def _kind(name: str) -> type:
     """The class of modules that patch `name` changes."""
     from transformers.models.gemma4 import modeling_gemma4 as gemma4
 
-    kinds = {"qkv_norm": gemma4.Gemma4TextAttention, "residual_norm": gemma4.Gemma4TextDecoderLayer}
+    kinds = {
+        "qkv_norm": gemma4.Gemma4TextAttention,
+        "residual_norm": gemma4.Gemma4TextDecoderLayer,
+        "extend_attention": gemma4.Gemma4TextModel,  # its config, which its layers share, names the attention
+    }
     return kinds.get(name, gemma4.Gemma4TextRouter)
 
 
