@@ -33,11 +33,6 @@ def start(
     """
     parent = os.getpid()
 
-    def tie_to_parent() -> None:  # runs in the child, before the command
-        _libc.prctl(_PR_SET_PDEATHSIG, int(on_parent_death))
-        if os.getppid() != parent:  # the parent died before the line above
-            os._exit(1)
-
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as out:
         return subprocess.Popen(
@@ -48,8 +43,15 @@ def start(
             env={**os.environ, **(env or {})},
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=tie_to_parent if sys.platform == "linux" else None,
+            preexec_fn=(lambda: tie_to_parent(parent, on_parent_death)) if sys.platform == "linux" else None,
         )
+
+
+def tie_to_parent(parent: int, number: signal.Signals) -> None:
+    """In a child of process `parent`: have the kernel send it the signal `number` when that one dies."""
+    _libc.prctl(_PR_SET_PDEATHSIG, int(number))
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
 
 
 def stop(process: subprocess.Popen, *, first: signal.Signals = signal.SIGTERM, grace_s: float = 10.0) -> None:

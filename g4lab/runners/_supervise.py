@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -25,12 +27,17 @@ GRACE_S = 1.0  # for a server that was asked to end
 
 
 def main(log: str, *command: str) -> int:
+    return supervise(lambda: children.start(command, log=Path(log)))
+
+
+def supervise(start: Callable[[], subprocess.Popen]) -> int:
+    """Start a process and watch it as above, in a main thread that does nothing else; the exit code for this one."""
     asked: list[int] = []  # the handler only notes the signal: an exception could interrupt the clean-up below
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: asked.append(number))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    server = children.start(command, log=Path(log))
+    server = start()
     while server.poll() is None and not asked:
         time.sleep(_POLL_S)
     children.stop(server, grace_s=GRACE_S)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from g4lab import children
+from g4lab.env import has_gpu
 from g4lab.errors import Unavailable, bad
+from g4lab.runners import forks
 from g4lab.runners.parse import parse_bench
 from g4lab.runners.results import BenchResult, doubts
 
@@ -127,7 +129,7 @@ def _check(**counts: int) -> None:
 
 def _run(command: Sequence, server, log: Path, env, timeout_s: float, progress) -> None:
     deadline, shown = time.monotonic() + timeout_s, None
-    client = children.start(command, log=log, env={"HF_HUB_OFFLINE": "1", **(env or {})})
+    client = _start(command, log, {"HF_HUB_OFFLINE": "1", **(env or {})}, timeout_s)
     try:
         while client.poll() is None:
             try:
@@ -148,6 +150,13 @@ def _run(command: Sequence, server, log: Path, env, timeout_s: float, progress) 
     if client.returncode != 0:
         server.check()
         raise Unavailable(f"the benchmark client ended with code {client.returncode}:\n{children.last_lines(log)}")
+
+
+def _start(command: Sequence, log: Path, variables: Mapping[str, str], timeout_s: float):
+    if sys.platform == "linux" and not has_gpu():  # where there is one, SGLang may wake CUDA up as it is imported
+        imports = ["sglang.benchmark.serving"]
+        return forks.start(command, imports=imports, log=log, env=variables, timeout_s=timeout_s)
+    return children.start(command, log=log, env=variables)
 
 
 def _one_result(output: Path, log: Path, num_prompts: int) -> BenchResult:

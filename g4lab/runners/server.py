@@ -19,11 +19,16 @@ import requests
 from g4lab import children
 from g4lab.errors import Unavailable, bad
 from g4lab.patches import counting
+from g4lab.runners import forks
 from g4lab.runners.server_command import Launch, server_command
 
 _POLL_S = 0.2
 _HEALTH_S = 30.0  # the health endpoint has the server generate a token, which an interpreted kernel may make slow
 _ANSWER_S = 1800.0
+# What SGLang's three processes import before they load plugins.
+_IMPORTS = tuple(
+    f"sglang.srt.{name}" for name in ("entrypoints.http_server", "managers.scheduler", "managers.detokenizer_manager")
+)
 
 
 class Server:
@@ -133,6 +138,14 @@ class Server:
                 warnings.warn(f"patch {name} is not on: {state}", stacklevel=4)
 
 
+def _start(launch: Launch, log: Path, deadline_s: float):
+    """Start the server and, above it, the process that ends whatever it leaves behind, which is returned."""
+    if launch.device == "cpu" and sys.platform == "linux":
+        return forks.start(launch.command, imports=_IMPORTS, log=log, env=launch.env, timeout_s=deadline_s)
+    supervise = (sys.executable, "-m", "g4lab.runners._supervise", log, *launch.command)
+    return children.start(supervise, log=log, env=launch.env, on_parent_death=signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def sglang_server(
     model: str | Path,
@@ -188,8 +201,7 @@ def sglang_server(
     log_path = folder / "server.log"
     log_path.unlink(missing_ok=True)  # an earlier server's log and counters would pass for this one's
     shutil.rmtree(folder / "counters", ignore_errors=True)
-    supervise = (sys.executable, "-m", "g4lab.runners._supervise", log_path, *launch.command)
-    supervisor = children.start(supervise, log=log_path, env=launch.env, on_parent_death=signal.SIGTERM)
+    supervisor = _start(launch, log_path, deadline_s)
     try:
         server = Server(launch, log_path, supervisor)
         server._wait_until_ready(deadline_s)

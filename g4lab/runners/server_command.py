@@ -21,10 +21,11 @@ from g4lab.patches import parse
 STANDIN = Path(__file__).parent / "standin"
 # backend -> SGLang's flag. Gemma-4 may not ask for torch_native, but without AMX kernels intel_amx falls back to it.
 CPU_BACKENDS = {"torch_native": "intel_amx", "triton": "triton"}
-# A CPU server is for correctness: no graphs, a small pool, no overlap; the client's first request is the warm-up.
+# A CPU server is for correctness: no graphs, a small pool, no overlap; the client's first request is the warm-up; and
+# no core is spent on waiting.
 _CPU_FLAGS = (
     *("--device", "cpu", "--disable-cuda-graph", "--disable-overlap-schedule", "--skip-server-warmup"),
-    *("--mem-fraction-static", "0.1", "--max-total-tokens", "8192"),
+    *("--mem-fraction-static", "0.1", "--max-total-tokens", "8192", "--sleep-on-idle"),
 )
 _MTP_FLAGS = (
     *("--speculative-algorithm", "NEXTN", "--speculative-num-steps", "3"),
