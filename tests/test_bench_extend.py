@@ -24,9 +24,9 @@ from g4lab.tuning.extend_shapes import SHAPES, ExtendShape, shape
 no_gpu = pytest.mark.skipif(env.has_gpu(), reason="about machines without a GPU")
 DEVICE = "cuda" if env.has_gpu() else "cpu"
 # fp16: SGLang's kernel multiplies bf16 wrongly in the interpreter.
-WINDOWED = ExtendShape("windowed", 2, 20, 150, 70, 4, 2, 64, "float16")
-PREFILL = ExtendShape("prefill", 3, 33, 0, None, 4, 2, 32, "float16")
-FULL = ExtendShape("full", 2, 5, 140, None, 4, 1, 32, "float16")
+WINDOWED = ExtendShape("windowed", 2, 18, 90, 70, 4, 2, 32, "float16")
+PREFILL = ExtendShape("prefill", 2, 33, 0, None, 4, 2, 32, "float16")
+FULL = ExtendShape("full", 2, 5, 100, None, 4, 1, 32, "float16")
 SMALL = (WINDOWED, PREFILL, FULL)
 TILE = ExtendTile(16, 32, 4, 2)
 
@@ -98,16 +98,19 @@ PROVIDERS = [
     Provider(extend.TILES["seed"], _tiled, "sglang"),
     Provider(extend.OURS, partial(extend.ours, device=DEVICE)),
     *(Provider(f"{extend.OURS}, {n}", partial(extend.ours, device=DEVICE, splits=n)) for n in (1, 3)),
+    Provider("SGLang verify_splitkv_fwd", partial(extend_peers.sglang_verify, device=DEVICE), "sglang"),
     Provider("PyTorch SDPA", partial(extend_peers.sdpa, device=DEVICE)),
     Provider(extend.FLEX, _plain_flex),
 ]
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore:invalid value encountered")
 @pytest.mark.parametrize("shape", SMALL, ids=lambda s: s.name)
 def test_every_provider_that_runs_here_is_within_its_budget(shape):
     proofs = list(extend_proof.proofs_of(shape, PROVIDERS, DEVICE))
-    assert [proof.parameters["provider"] for proof in proofs] == [p.name for p in PROVIDERS if not p.missing()]
+    cannot = set() if shape is FULL else {"SGLang verify_splitkv_fwd"}
+    names = [p.name for p in PROVIDERS if not p.missing() and p.name not in cannot]
+    assert [proof.parameters["provider"] for proof in proofs] == names
     for proof in proofs:
         assert proof.holds, (str(proof), proof.values)
         assert proof.values["rows"] > 0

@@ -14,6 +14,7 @@ from g4lab.tuning import sglang_extend
 from g4lab.tuning.extend_shapes import ExtendShape
 
 FLASH_HEAD_DIM = 256  # FlashAttention 2 and 3 go no further
+VERIFY = 16  # tokens of a sequence, at most, where speculative decoding verifies a draft
 
 
 def sglang(shape: ExtendShape, device: str = "cuda"):
@@ -27,6 +28,27 @@ def sglang(shape: ExtendShape, device: str = "cuda"):
             x.q, x.k, x.v, out, x.k_buffer, x.v_buffer, x.qo_indptr, x.kv_indptr, x.kv_indices,
             custom_mask=None, is_causal=True, mask_indptr=None, max_len_extend=shape.extend, k_scale=1.0, v_scale=1.0,
             sm_scale=x.sm_scale, sliding_window_size=-1 if shape.window is None else shape.window,
+        )  # fmt: skip
+        return by_sequence(out, shape)
+
+    return call
+
+
+def sglang_verify(shape: ExtendShape, device: str = "cuda"):
+    """SGLang's split-KV kernel for verify, which SGLang 0.5.21 runs on AMD GPUs alone (TritonAttnBackend), without
+    window; the splits are those it chooses."""
+    from sglang.kernels.ops.attention.verify_splitkv import verify_splitkv_fwd
+
+    if shape.extend > VERIFY or shape.prefix == 0 or shape.window is not None:
+        raise Unavailable(f"made for up to {VERIFY} draft tokens after a prefix, without a window")
+    x = inputs(shape, device)
+    out = torch.empty_like(x.q)
+
+    def call():
+        verify_splitkv_fwd(
+            x.q, x.k, x.v, out, x.k_buffer, x.v_buffer, x.qo_indptr, x.kv_indptr, x.kv_indices,
+            custom_mask=None, is_causal=True, mask_indptr=None, max_len_extend=shape.extend, k_scale=1.0, v_scale=1.0,
+            sm_scale=x.sm_scale,
         )  # fmt: skip
         return by_sequence(out, shape)
 
