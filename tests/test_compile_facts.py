@@ -4,9 +4,11 @@ import subprocess
 
 import pytest
 
-from g4lab.errors import BadInput
+from g4lab.errors import BadInput, Unavailable
 from g4lab.tuning import compile_facts, compile_many
+from g4lab.tuning import facts as facts_module
 from g4lab.tuning.arches import ARCHES
+from g4lab.tuning.facts import compile_each
 from g4lab.tuning.machine_code import eager_softmax, parse, softmax_steps
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -83,9 +85,26 @@ def test_a_second_request_compiles_nothing(facts, monkeypatch):
 def test_cache_belongs_to_the_choices(tmp_path, monkeypatch):
     monkeypatch.setenv("G4LAB_CACHE", str(tmp_path))
     one = compile_facts("router", num_experts=64, top_k=4)
-    assert len(list(tmp_path.rglob("*.json"))) == 1
-    (tmp_path / "compile_facts" / "unrelated.json").write_text("{")
+    assert len(list(tmp_path.rglob("*.json.gz"))) == 1
+    (tmp_path / "compile_facts" / "unrelated.json.gz").write_text("{")
     assert compile_facts("router", num_experts=64, top_k=4) == one
+
+
+def test_what_takes_too_long_is_cached_as_such(tmp_path, monkeypatch):
+    monkeypatch.setenv("G4LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(facts_module, "LIMIT_S", 0.5)  # importing Triton takes longer
+    slow, known = ("router", "sm_90", {"top_k": 2}), ("router", "sm_90", {"top_k": 3})
+    seen = []
+    (first,) = compile_each([slow], progress=lambda done, total: seen.append((done, total)))
+    assert isinstance(first, Unavailable)
+    assert str(first) == "router for sm_90 did not compile within 0.5 s of CPU time"
+    assert seen == [(0, 1), (1, 1)]
+    monkeypatch.setattr(facts_module, "LIMIT_S", 60.0)
+    again, other = compile_each([slow, known])
+    assert str(again) == str(first), "the verdict stays, as the compiler's does"
+    assert other.registers > 0
+    with pytest.raises(Unavailable, match="did not compile within"):
+        compile_many([known, slow])
 
 
 @pytest.mark.parametrize(

@@ -4,32 +4,40 @@ They tell the direction (which tile loses, and why), not magnitudes, and they do
 """
 
 import ast
+import gzip
 import hashlib
 import importlib.util
 import inspect
 import json
-import os
-import pickle
 import re
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from g4lab import env, errors
-from g4lab.tuning import arches, catalog
+from g4lab.tuning import arches, catalog, compile_pool
+from g4lab.tuning.loops import Loop, local_bytes, matrix_loops
+from g4lab.tuning.machine_code import parse
 
+LIMIT_S = 60.0  # a compile takes 1 to 10 s; where ptxas runs out of registers it can search for minutes
+
+_LIMITED = ("num_warps", "shared", "tensor_memory")
 _OPCODE = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class CompileFacts:
-    """registers per thread; spill_stores, spill_loads and shared in bytes; blocks_per_sm by registers and shared.
+    """What the compiler made of one kernel with one set of choices, and what follows from it for one SM.
 
-    mma: the matrix unit used ("wgmma", "tcgen05", "mma.sync" or None). pipelined: asynchronous copies are in use.
+    Attributes:
+        registers: per thread.
+        spill_stores, spill_loads: bytes per thread as ptxas counts them, wherever they are in the code.
+        shared: bytes per block.
+        blocks_per_sm: that registers, shared and tensor memory and warps leave room for; 0 where one is too many.
+        mma: the matrix unit used ("wgmma", "tcgen05", "mma.sync" or None).
+        serialized: ptxas makes every wgmma wait for the one before it.
     """
 
     kernel: str
@@ -42,9 +50,29 @@ class CompileFacts:
     num_warps: int
     blocks_per_sm: int
     mma: str | None
-    pipelined: bool
+    serialized: bool
     ptx: str = field(repr=False)
     sass: str = field(repr=False)
+
+    @cached_property
+    def loops(self) -> tuple[Loop, ...]:
+        """The innermost loops with matrix instructions, by address."""
+        return matrix_loops(self.sass)
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether any of these loops computes while asynchronous copies for a later step are in flight."""
+        return any(loop.pipelined for loop in self.loops)
+
+    @property
+    def loop_spills(self) -> int:
+        """Bytes to and from local memory, per thread, in one iteration of the loop that moves the most."""
+        return max((loop.spills for loop in self.loops), default=0)
+
+    @property
+    def spills_outside(self) -> int:
+        """Bytes to and from local memory, per thread, of the instructions outside of these loops."""
+        return sum(local_bytes(parse(self.sass))) - sum(loop.spills for loop in self.loops)
 
     @cached_property
     def instructions(self) -> Counter:
@@ -69,27 +97,54 @@ def compile_facts(kernel: str, arch: str = "sm_90", **choices) -> CompileFacts:
 def compile_many(
     requests: Sequence[tuple[str, str, dict]], progress: Callable[[int, int], None] | None = None
 ) -> list[CompileFacts]:
-    """Facts of many (kernel, arch, choices), in order; those not in the cache share one compiling process.
+    """Facts of many (kernel, arch, choices), in order; those not in the cache are compiled side by side.
 
     progress: called with (done, total) after each.
+
+    Raises:
+        BadInput, Unavailable: as `compile_facts`, for the first request that cannot be answered.
+    """
+    found = compile_each(requests, progress)
+    for each in found:
+        if isinstance(each, errors.Unavailable):
+            raise each
+    return found
+
+
+def compile_each(
+    requests: Sequence[tuple[str, str, dict]], progress: Callable[[int, int], None] | None = None
+) -> list[CompileFacts | errors.Unavailable]:
+    """As `compile_many`, with the error in the place of what does not compile, or not in LIMIT_S seconds of CPU time.
+
+    Both are cached as well. Raises BadInput as `compile_facts`.
     """
     requests = list(requests)
     for kernel, arch, choices in requests:
         arches.arch(arch)
         _check_choices(kernel, choices)
     files = [_cache_file(*request) for request in requests]
-    missing = [i for i, file in enumerate(files) if not file.exists()]
-    done = len(requests) - len(missing)
+    missing = {file: request for file, request in zip(files, requests, strict=True) if not file.exists()}
+    total, done = len(set(files)), len(set(files)) - len(missing)
+    failed = {}
     if progress:
-        progress(done, len(requests))
-    for i, answer in zip(missing, _answers([requests[i] for i in missing]), strict=True):
-        if "error" in answer:
-            raise getattr(errors, answer["type"])(answer["error"])
-        env.atomic_write(files[i], json.dumps(answer))
+        progress(done, total)
+    places = list(missing)
+    for place, answer in compile_pool.answers(list(missing.values()), LIMIT_S):
+        if answer.get("type") == "BadInput":
+            raise errors.BadInput(answer["error"])
+        if answer.get("lasting", True):
+            env.atomic_write(places[place], gzip.compress(json.dumps(answer).encode(), 1, mtime=0))
+        else:
+            failed[places[place]] = errors.Unavailable(answer["error"])
         done += 1
         if progress:
-            progress(done, len(requests))
-    return [_facts(*request, json.loads(file.read_text())) for request, file in zip(requests, files, strict=True)]
+            progress(done, total)
+    return [failed.get(file) or _read(file, request) for file, request in zip(files, requests, strict=True)]
+
+
+def _read(file: Path, request: tuple) -> CompileFacts | errors.Unavailable:
+    answer = json.loads(gzip.decompress(file.read_bytes()))
+    return errors.Unavailable(answer["error"]) if "error" in answer else _facts(*request, answer)
 
 
 def _check_choices(kernel: str, choices: dict) -> None:
@@ -98,28 +153,6 @@ def _check_choices(kernel: str, choices: dict) -> None:
         signature.bind(**choices)
     except TypeError:
         raise errors.bad("choices", ", ".join(choices), f"some of {', '.join(signature.parameters)}") from None
-
-
-def _answers(requests: list) -> Iterable[dict]:
-    if not requests:
-        return
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "g4lab.tuning.compile_child"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
-    ) as child:  # fmt: skip
-        try:
-            child.stdin.write(pickle.dumps(requests))
-            child.stdin.close()
-            answered = 0
-            for line in child.stdout:
-                yield json.loads(line)
-                answered += 1
-            if answered < len(requests):
-                last = child.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
-                raise errors.Unavailable(f"the compiling process ended early: {''.join(last)}")
-        finally:
-            child.kill()
 
 
 def _facts(kernel: str, arch: str, choices: dict, answer: dict) -> CompileFacts:
@@ -135,9 +168,9 @@ def _facts(kernel: str, arch: str, choices: dict, answer: dict) -> CompileFacts:
         spill_loads=_number(r"(\d+) bytes spill loads", log),
         shared=answer["shared"],
         num_warps=answer["num_warps"],
-        blocks_per_sm=arches.arch(arch).blocks_per_sm(registers, answer["num_warps"], answer["shared"]),
+        blocks_per_sm=arches.arch(arch).blocks_per_sm(registers, *(answer[name] for name in _LIMITED)),
         mma=next((unit.removesuffix(".mma") for unit in units if f"{unit}." in ptx), None),
-        pipelined="cp.async" in ptx,
+        serialized="wgmma.mma_async instructions are serialized" in log,
         ptx=ptx,
         sass=answer["sass"],
     )
@@ -153,14 +186,26 @@ def _number(pattern: str, log: str) -> int:
 def _cache_file(kernel: str, arch: str, choices: dict) -> Path:
     module = catalog.CASES[kernel].partition(":")[0]
     versions = env.versions()
-    parts = [kernel, arch, repr(sorted(choices.items())), versions["triton"], versions["sglang"], *_sources(module)]
+    chosen = inspect.signature(catalog.find(kernel)).bind(**choices)
+    chosen.apply_defaults()
+    parts = [
+        kernel,
+        arch,
+        repr(sorted(chosen.arguments.items())),
+        versions["triton"],
+        versions["sglang"],
+        *_sources(module),
+    ]
     digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
-    return env.cache_dir() / "compile_facts" / f"{kernel}-{arch}-{digest}.json"
+    return env.cache_dir() / "compile_facts" / f"{kernel}-{arch}-{digest}.json.gz"
 
 
 def _sources(module: str) -> list[str]:
-    """Text of `module` and of every g4lab.kernels module it imports, directly or not, and of the compiling process."""
-    texts, todo, seen = [], [module, "g4lab.tuning.compile_child"], set()
+    """Text of `module` and of every g4lab.kernels module it imports, directly or not, and of the compiling process.
+
+    Not of the tables of tiles: which tile they pick is among the choices.
+    """
+    texts, todo, seen = [], [module, "g4lab.tuning.compile_child"], {"g4lab.kernels.extend_tiles"}
     while todo:
         name = todo.pop()
         spec = None if name in seen else importlib.util.find_spec(name)

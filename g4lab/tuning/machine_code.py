@@ -23,11 +23,12 @@ _ARITHMETIC = {"FADD", "FMUL", "FFMA", "MUFU"}
 
 
 class Instruction(NamedTuple):
-    """One SASS instruction: address in bytes, opcode with its modifiers, operands as written."""
+    """One SASS instruction: address in bytes, opcode with its modifiers, operands and predicate ("!P0") as written."""
 
     address: int
     opcode: str
     operands: list[str]
+    predicate: str = ""
 
 
 def parse(sass: str) -> list[Instruction]:
@@ -36,9 +37,9 @@ def parse(sass: str) -> list[Instruction]:
     if len(first) < 2:
         raise bad("sass", sass[:40], "the text of `cuobjdump -sass`, with a function in it")
     found = []
-    for address, _, opcode, operands in _LINE.findall(first[1]):
+    for address, predicate, opcode, operands in _LINE.findall(first[1]):
         names = [operand.strip().replace(".reuse", "") for operand in operands.split(",")]
-        found.append(Instruction(int(address, 16), opcode, names))
+        found.append(Instruction(int(address, 16), opcode, names, predicate))
     return found
 
 

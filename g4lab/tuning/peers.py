@@ -4,6 +4,7 @@ import importlib
 
 from g4lab.errors import Unavailable, bad
 from g4lab.kernels.compile_case import CompileCase
+from g4lab.kernels.extend_tiles import ExtendTile, pick_tile
 
 
 def sglang_router(*, dtype="bf16", num_experts=128, top_k=8):
@@ -55,6 +56,62 @@ def sglang_dual_residual_norm(*, dtype="bf16", hidden_size=2816):
     signature |= {f"eps{i}": "fp32" for i in (1, 2, 3)}
     kernel = _sglang(_NORMS, "_gemma_dual_rmsnorm_residual_kernel")
     return CompileCase(kernel, signature, {"BLOCK_SIZE": _power_of_two(hidden_size)})
+
+
+def sglang_extend_attention(
+    *, dtype="bf16", head_dim=256, window=None, tile=None, group=2, logit_cap=0.0, custom_mask=False
+):
+    """SGLang's `extend_attention_fwd`: page size 1, causal, no sinks; `tile` None is the one it takes itself on sm_90.
+
+    custom_mask: as for the verification of drafts, where the mask covers the new tokens.
+    """
+    if tile is None:
+        launch = {"batch": 1, "max_len_extend": 1, "max_prefix": 0, "window": window, "group": group}
+        tile = pick_tile(arch="sm_90", head_dim=head_dim, table="sglang", **launch)
+    if not isinstance(tile, ExtendTile):
+        raise bad("tile", tile, "an ExtendTile, or None")
+    split = {576: 512, 288: 256, 192: 128}  # head dims that it loads in two parts
+    main = split.get(head_dim, _power_of_two(head_dim))
+    rows = ("Q_Extend", "K_Extend", "V_Extend", "O_Extend", "K_Buffer", "V_Buffer")
+    strides = ("qbs", "qh", "kbs", "kh", "vbs", "vh", "obs", "oh", "lse_bs", "lse_h")
+    strides += ("buf_kbs", "buf_kh", "buf_vbs", "buf_vh", "buf_kpage", "buf_ktok", "buf_vpage", "buf_vtok")
+    signature = dict.fromkeys(rows, f"*{dtype}:16") | dict.fromkeys(("qo_indptr", "kv_indices"), "*i64:16")
+    signature |= {"kv_indptr": "*i32:16"} | dict.fromkeys(("sm_scale", "k_scale", "v_scale"), "fp32")
+    signature |= dict.fromkeys((f"stride_{name}" for name in strides), "i32:16") | {"compact_batch_size": "i32"}
+    signature |= dict.fromkeys(("aux0_stride_t", "aux0_stride_h", "aux0_len"), "i32:16")
+    constants = dict.fromkeys(("LSE_Extend", "sink_ptr", "SCORE_MOD", "Aux0"))
+    if custom_mask:
+        signature |= {"mask_ptr": "*u8:16", "mask_indptr": "*i64:16"}
+    else:
+        constants |= {"mask_ptr": None, "mask_indptr": None}
+    if custom_mask and window is not None:
+        signature["window_kv_offset_ptr"] = "*i32:16"
+    else:
+        constants["window_kv_offset_ptr"] = None
+    if group == 1:
+        constants["kv_group_num"] = 1
+    else:
+        signature["kv_group_num"] = "i32"
+    off = ("STORE_LSE", "SKIP_PREFIX", "SKIP_EXTEND", "STORE_TRANSPOSE", "HAS_SINK", "USE_COMPACT_TILE_GRID")
+    off += ("USE_EXP2", "USE_FP8_PREFIX", "USE_FP8_EXTEND", "IS_GFX1250", "IDENTITY_KV_INDICES")
+    constants |= dict.fromkeys(off, False) | {"FP8_MAX": 1.0, "PAGE_SIZE": 1, "xai_temperature_len": -1}
+    constants |= {
+        "SLIDING_WINDOW_SIZE": -1 if window is None else window,
+        "logit_cap": logit_cap,
+        "Lq": head_dim,
+        "Lv": head_dim,
+        "BLOCK_DMODEL": main,
+        "BLOCK_DPE": head_dim - main if head_dim in split else 0,
+        "BLOCK_DV": _power_of_two(head_dim),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_N_PREFIX": tile.block_n,
+        "USE_CUSTOM_MASK": custom_mask,
+        "IS_CAUSAL": True,
+        "SKIP_PREFIX_CUSTOM_MASK": True,
+    }
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    return CompileCase(_sglang("attention.extend_attention", "_fwd_kernel"), signature, constants, options)
 
 
 _NORMS = "layernorm.gemma4_fused_ops"

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from g4lab.errors import bad
+from g4lab.kernels.extend_tiles import pick_tile
+from g4lab.tuning.extend_shapes import shape
 from g4lab.tuning.facts import compile_many
 from g4lab.tuning.machine_code import parse
 
@@ -19,6 +21,19 @@ _HEADS = [
     for mode, shape in (("QKV", SLIDING), ("QK", FULL), ("Q", SLIDING), ("Q", FULL)) for rows in (1, 4)
 ]  # fmt: skip
 _ENDS = [{"hidden": n, "rounding": "eager"} for n in HIDDEN] + [{"hidden": HIDDEN[0], "rounding": "fp32"}]
+
+
+def _extend(table: str, *names: str) -> list[dict]:
+    """What a table of tiles chooses on sm_90 for these shapes of extend attention."""
+    found = []
+    for each in map(shape, names):
+        launch = {"batch": each.batch, "max_len_extend": each.extend, "max_prefix": each.prefix}
+        layer = {"head_dim": each.head_dim, "window": each.window, "group": each.group}
+        found.append({**layer, "tile": pick_tile(arch="sm_90", table=table, **layer, **launch)})
+    return found
+
+
+_PREFILL = ("prefill long sliding tp1", "prefill long full tp1")
 CHOICES: dict[str, list[dict]] = {
     "router": [{"dtype": dtype} for dtype in ("bf16", "fp32")],
     "qkv_norm": _HEADS,
@@ -31,6 +46,8 @@ CHOICES: dict[str, list[dict]] = {
     "router_norm": [{"rounding": how} for how in ("transformers", "two_step", "sglang", "fp32")],
     "residual_norm": _ENDS,
     "dual_residual_norm": _ENDS,
+    "extend_attention": _extend("g4lab", *_PREFILL, "verify summarization sliding tp1"),
+    "sglang_extend_attention": _extend("sglang", *_PREFILL),
     "sglang_router": [{}],
     "sglang_qkv_norm": [{"mode": "QKV", **SLIDING, "tokens": t} for t in (1, 512)]
     + [{"mode": "QKV", **FULL, "tokens": t} for t in (1, 512)],
@@ -46,7 +63,8 @@ def compile_table(
     """One row per kernel, choice and architecture, compiled here (or cached): kind of figure "live", no time measured.
 
     Columns: kernel, choices, arch, registers (per thread), spill_stores, spill_loads, shared (bytes), num_warps,
-    blocks_per_sm, instructions (SASS, nop and padding included).
+    blocks_per_sm, mma (matrix unit), loop_spills (bytes per iteration of a loop with matrix instructions), pipelined,
+    instructions (SASS, nop and padding included).
 
     Raises:
         BadInput: a kernel or an architecture that is not known.
@@ -63,5 +81,6 @@ def compile_table(
 def _row(facts) -> dict:
     choices = " ".join(f"{name}={value}" for name, value in facts.choices.items())
     columns = ("registers", "spill_stores", "spill_loads", "shared", "num_warps", "blocks_per_sm")
+    columns += ("mma", "loop_spills", "pipelined")
     row = {"kernel": facts.kernel, "choices": choices, "arch": facts.arch}
     return row | {name: getattr(facts, name) for name in columns} | {"instructions": len(parse(facts.sass))}
