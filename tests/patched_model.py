@@ -4,20 +4,33 @@ one process, with each patch alone and with all, on the same prompts.
 Arguments: model, attention backend. Prints one JSON object with what it saw; the test judges it.
 """
 
+import functools
+import inspect
 import json
 import os
 import sys
 from pathlib import Path
 
 import torch
+from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
 from sglang.srt.models import gemma4_causal
 from sglang.srt.runtime_context import SpawnRanks, publish
 from sglang.srt.server_args import PortArgs, prepare_server_args
+from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
-from g4lab.patches import attention_body, counting, kv_single_gemm, kv_write, residual_norm, router_norm
+from g4lab.patches import (
+    attention_body,
+    counting,
+    extend_attention,
+    extend_tiles,
+    kv_single_gemm,
+    kv_write,
+    residual_norm,
+    router_norm,
+)
 from g4lab.quality.tokens import random_prompts
 from g4lab.runners.server_command import server_command
 
@@ -26,6 +39,7 @@ OTHERS = {
     "router_norm": (gemma4_causal.Gemma4Router, router_norm._forward),
     "residual_norm": (gemma4_causal.Gemma4DecoderLayer, residual_norm._forward),
 }
+EXTEND = {"extend_tiles": extend_tiles._with_our_tile, "extend_attention": extend_attention._extend}  # inner, outer
 STOCK = {name: owner.forward for name, (owner, _) in OTHERS.items()}
 NEW_TOKENS = 2
 
@@ -47,6 +61,15 @@ def switch(runner, names):
         vars(attn).pop("g4lab_steps", None)
         for name in set(names) & set(ATTENTION):
             attention_body.mark(name)(None, attn)
+    if has_extend_kernel(runner):
+        around = extend_attention_fwd
+        for name in EXTEND:
+            around = functools.partial(EXTEND[name], around) if name in names else around
+        runner.attn_backend.extend_attention_fwd = around
+
+
+def has_extend_kernel(runner):
+    return hasattr(runner.attn_backend, "extend_attention_fwd")
 
 
 def attentions(runner):
@@ -71,31 +94,53 @@ class Requests:
         for pool in (runner.token_to_kv_pool.full_kv_pool, runner.token_to_kv_pool.swa_kv_pool):
             for buffer in (*pool.k_buffer, *pool.v_buffer):
                 buffer.zero_()
-        self.lens = torch.tensor([len(prompt) for prompt in prompts])
+        self.lens = torch.zeros(len(prompts), dtype=torch.int64)  # tokens in the pools
         self.rows = torch.arange(1, 1 + len(prompts))
 
-    def prefill(self):
-        slots = self.allocator.alloc(int(self.lens.sum()))
-        for row, mine in zip(self.rows, slots.split(self.lens.tolist()), strict=True):
-            self.table[row, : len(mine)] = mine.to(self.table.dtype)
-        zeros, lens = torch.zeros_like(self.lens), self.lens.tolist()
+    def extend(self, upto=None):
+        """The prompts' tokens up to `upto` of each, or to the end, over those that are in the pools already."""
+        ends = torch.tensor([len(prompt) for prompt in self.prompts] if upto is None else upto)
+        starts, self.lens, new = self.lens, ends, ends - self.lens
+        slots = self._place(starts, new)
+        parts = list(zip(self.prompts, starts.tolist(), ends.tolist(), strict=True))
         return self._forward(
             ForwardMode.EXTEND,
-            torch.tensor([token for prompt in self.prompts for token in prompt]),
+            torch.tensor([token for prompt, start, end in parts for token in prompt[start:end]]),
             slots,
-            torch.cat([torch.arange(n) for n in lens]),
-            extend_num_tokens=sum(lens),
-            extend_seq_lens=self.lens,
-            extend_prefix_lens=zeros,
-            extend_start_loc=self.lens.cumsum(0) - self.lens,
-            extend_seq_lens_cpu=lens,
-            extend_prefix_lens_cpu=zeros.tolist(),
-            extend_logprob_start_lens_cpu=zeros.tolist(),
+            torch.cat([torch.arange(start, end) for _, start, end in parts]),
+            extend_num_tokens=int(new.sum()),
+            extend_seq_lens=new,
+            extend_prefix_lens=starts,
+            extend_start_loc=new.cumsum(0) - new,
+            extend_seq_lens_cpu=new.tolist(),
+            extend_prefix_lens_cpu=starts.tolist(),
+            extend_logprob_start_lens_cpu=starts.tolist(),
         )
 
+    def verify(self, drafts):
+        """Logits of four draft tokens of each request, [requests * 4, vocabulary]; they stay drafts.
+
+        The tree: the second and the third follow the first, the fourth follows the second.
+        """
+        sees = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]], dtype=torch.bool)
+        mask = [torch.cat([torch.ones(4, n, dtype=torch.bool), sees], dim=1).flatten() for n in self.lens.tolist()]
+        positions = (self.lens[:, None] + torch.tensor([0, 1, 1, 2])).flatten()
+        tree = EagleVerifyInput(
+            drafts.flatten(), torch.cat(mask), positions, None, None, None, None, 2, 2, 4, CaptureHiddenMode.NULL,
+            int(self.lens.sum()), self.lens,
+        )  # fmt: skip
+        slots = self._place(self.lens, torch.full_like(self.lens, 4))
+        return self._forward(ForwardMode.TARGET_VERIFY, drafts.flatten(), slots, positions, spec_info=tree)
+
+    def _place(self, starts, new):
+        """Slots for `new` tokens of each request from position `starts` on, in its row of the table."""
+        slots = self.allocator.alloc(int(new.sum()))
+        for row, start, mine in zip(self.rows, starts.tolist(), slots.split(new.tolist()), strict=True):
+            self.table[row, start : start + len(mine)] = mine.to(self.table.dtype)
+        return slots
+
     def decode(self, tokens):
-        slots = self.allocator.alloc(len(tokens))
-        self.table[self.rows, self.lens] = slots.to(self.table.dtype)
+        slots = self._place(self.lens, torch.ones_like(self.lens))
         self.lens = self.lens + 1
         return self._forward(ForwardMode.DECODE, tokens, slots, self.lens - 1)
 
@@ -128,10 +173,22 @@ def run(runner, names, prompts):
     counting._counts.clear()
     counting._notes.clear()
     requests = Requests(runner, prompts)
-    logits = [requests.prefill()]
+    logits = [requests.extend()]
     for _ in range(NEW_TOKENS - 1):
         logits.append(requests.decode(logits[-1].argmax(-1)))
     return torch.stack(logits), caches(runner), dict(counting._counts)
+
+
+def run_extends(runner, names, prompts):
+    """As `run`, with the prompts in two chunks and a tree of drafts after them: logits [requests * 5, vocabulary]."""
+    switch(runner, names)
+    counting._counts.clear()
+    counting._notes.clear()
+    requests = Requests(runner, prompts)
+    requests.extend([len(prompt) // 2 for prompt in prompts])
+    logits = [requests.extend()]
+    logits.append(requests.verify(torch.tensor([prompt[:4] for prompt in prompts])))
+    return torch.cat(logits), caches(runner), dict(counting._counts)
 
 
 def compared(found, base):
@@ -139,7 +196,7 @@ def compared(found, base):
     (logits, kv, counts), (base_logits, base_kv, _) = found, base
     best = logits.topk(2).values
     return {
-        "tokens": logits.argmax(-1).T.tolist(),
+        "tokens": logits.argmax(-1).transpose(0, -1).tolist(),
         "margin": (best[..., 0] - best[..., 1]).min().item(),
         "logits": (logits - base_logits).abs().max().item(),
         "kv": max((a - b).abs().max().item() for a, b in zip(kv, base_kv, strict=True)),
@@ -188,13 +245,28 @@ def report(runner):
         router.norm.with_scale = True  # as the default fix router_scale has it
     prompts = random_prompts((5, 66), runner.model_config.vocab_size, seed=4)
     alone = {name: (name,) for name in (*ATTENTION, *OTHERS)}
-    runs = {name: run(runner, names, prompts) for name, names in {"none": (), **alone, "all": tuple(alone)}.items()}
+    together = (*alone, *EXTEND)
+    runs = {name: run(runner, names, prompts) for name, names in {"none": (), **alone, "all": together}.items()}
     seen = {name: compared(found, runs["none"]) for name, found in runs.items()}
     seen["fused and separate"] = compared(runs["qkv_norm_rope_kv"], runs["qkv_norm"])
     found, layers = without_v_shard(runner, prompts)
     seen["without V's shard"] = compared(found, runs["kv_single_gemm"]) | {"layers": layers}
     seen["at full slots"] = compared(at_full_slots(runner, prompts), runs["qkv_norm_rope_kv"])
     seen["scaled"] = compared(with_a_scaled_cache(runner, prompts), runs["none"])
+    if has_extend_kernel(runner):
+        seen["extends"] = extends(runner)
+    return seen
+
+
+def extends(runner):
+    """Each patch of extend attention: prefix, window (of 64, which the longer prompt leaves) and tree in one batch."""
+    prompts = random_prompts((9, 84), runner.model_config.vocab_size, seed=4)
+    sets = {"none": ()} | {name: (name,) for name in EXTEND}
+    base, seen = None, {"arguments": list(inspect.signature(extend_attention_fwd).parameters)}
+    for name, names in sets.items():
+        found = run_extends(runner, names, prompts)
+        base = base or found
+        seen[name] = compared(found, base) | {"notes": dict(counting._notes)}
     return seen
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from g4lab import env
+from g4lab.patches.extend_call import ExtendCall
 from g4lab.runners.server_command import STANDIN
 
 pytestmark = [
@@ -56,6 +57,8 @@ def test_each_patch_alone_and_all_keep_tokens_and_cache(seen, name):
     expected = {each: STEPS * calls for each, calls in CALLS[model].items() if name in (each, "all") and calls}
     if name == "all":
         del expected["qkv_norm"]  # the fused step has done its work
+        if RUNS[model] == "triton":
+            expected["extend_attention"] = 6  # the prefill's layers; extend_tiles was left nothing to do
     assert found["counts"] == expected
 
 
@@ -94,3 +97,27 @@ def test_a_scaled_cache_is_written_by_sglang(seen):
     assert runs["scaled"]["declined"] == {"a scaled KV cache": STEPS * own}
     assert runs["scaled"]["counts"].get("qkv_norm_rope_kv", 0) == STEPS * shared
     assert runs["scaled"]["tokens"] == runs["none"]["tokens"]
+
+
+@pytest.mark.parametrize("name", ["extend_tiles", "extend_attention"])
+def test_prefix_window_and_draft_tree_keep_tokens_and_cache(seen, name):
+    """Two prompts in two chunks, then four drafts each under a tree's mask: every layer's attention is an extend."""
+    model, runs = seen
+    if RUNS[model] != "triton":
+        assert "extends" not in runs  # the other backend has no such kernel
+        return
+    found, none = runs["extends"][name], runs["extends"]["none"]
+    assert none["margin"] > CLEAR_MARGIN
+    assert found["tokens"] == none["tokens"]
+    assert found["logits"] < CLEAR_MARGIN / 2
+    assert found["kv"] < CLEAR_MARGIN / 2
+    assert none["counts"] == {}
+    assert found["counts"] == {name: 3 * 6}
+    tiles = {"head_dim 32: 128x64 w4 s1": 3 * 5, "head_dim 64: 128x64 w4 s1": 3}  # SGLang's own on a CPU is 64x64
+    assert found["notes"] == ({name: {"tiles": tiles}} if name == "extend_tiles" else {})
+
+
+def test_a_call_has_the_arguments_of_sglangs(seen):
+    model, runs = seen
+    if RUNS[model] == "triton":
+        assert runs["extends"]["arguments"] == list(ExtendCall._fields)
