@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -208,11 +209,20 @@ def test_a_tables_tile_reaches_sglangs_launch(monkeypatch):
     assert seen == [((8, 4, 1), 128, 1), ((8, 4, 1), 16, 2)]
 
 
-def test_splits_are_timed_where_our_kernel_splits():
-    """132 SMs: 8192 tokens of 4 KV heads fill them, one sequence of four tokens after 64k keys does not."""
-    assert extend.splits_of(shape("prefill long"), "sm_90", 132) == 1
-    assert extend.splits_of(shape("verify one after 64k full tp2"), "sm_90", 132) > 8
-    assert set(extend.SPLIT_NAMES) < {provider.name for provider in extend.PROVIDERS}
+@pytest.mark.parametrize(
+    ("name", "splits"), [("prefill long", False), ("verify chat", True), ("verify one after 64k full tp2", True)]
+)
+def test_splits_are_timed_where_programs_are_few(name, splits, monkeypatch):
+    """An H200's 132 SMs: 8192 tokens of 4 KV heads fill them, four tokens of 32 sequences do not."""
+    monkeypatch.setattr(extend, "arch_of", lambda device: "sm_90")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    h200 = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: h200)
+    names = [provider.name for provider in extend.providers_of(shape(name), [extend.FLEX])]
+    assert names[:2] == [extend.BASELINE, suite.again(extend.BASELINE)]
+    assert extend.FLEX not in names
+    assert len(extend.SPLIT_NAMES) == 6
+    assert set(extend.SPLIT_NAMES) & set(names) == (set(extend.SPLIT_NAMES) if splits else set())
 
 
 def test_what_cannot_be_chosen():

@@ -16,7 +16,7 @@ from g4lab.bench.ceilings import Ceilings
 from g4lab.bench.extend_cases import by_sequence, inputs
 from g4lab.bench.timing import Provider, Timed
 from g4lab.errors import Unavailable, bad
-from g4lab.kernels.extend_attention import arch_of, extend_attention, pick_splits, pick_tile
+from g4lab.kernels.extend_attention import arch_of, extend_attention, pick_tile
 from g4lab.tuning import extend_shapes, sglang_extend
 from g4lab.tuning.extend_shapes import ExtendShape
 
@@ -39,10 +39,11 @@ KEYS = [*columns(extend_shapes.SHAPES[0]), "provider", "reading"]
 
 
 def launch_of(shape: ExtendShape) -> dict:
-    """The arguments of `pick_tile` for a shape, but for architecture and table."""
+    """The arguments of `pick_tile` for a shape, but for architecture and table; as in an engine, which knows of the
+    longest prefix only that it is no longer than all of them together."""
     return {
         "head_dim": shape.head_dim, "window": shape.window, "batch": shape.batch, "max_len_extend": shape.extend,
-        "max_prefix": shape.prefix, "group": shape.group,
+        "max_prefix": shape.batch * shape.prefix, "group": shape.group,
     }  # fmt: skip
 
 
@@ -53,8 +54,7 @@ def ours(shape: ExtendShape, device: str = "cuda", splits: int | None = None):
 
     def call():
         extend_attention(
-            *x[:8], max_len_extend=shape.extend, max_prefix=shape.prefix, sm_scale=x.sm_scale, window=shape.window,
-            splits=splits, out=out,
+            *x[:8], max_len_extend=shape.extend, sm_scale=x.sm_scale, window=shape.window, splits=splits, out=out
         )  # fmt: skip
         return by_sequence(out, shape)
 
@@ -99,12 +99,10 @@ PROVIDERS = (
 SPLIT_NAMES = tuple(_with_splits(splits).name for splits in SPLITS)
 
 
-def splits_of(shape: ExtendShape, arch: str, processors: int) -> int:
-    """Into how many parts our kernel splits the keys of a shape on a GPU with so many SMs."""
+def programs_of(shape: ExtendShape, arch: str) -> int:
+    """How many programs our kernel has for a shape while no key is split: tiles times KV heads."""
     tile = pick_tile(arch=arch, **launch_of(shape))
-    programs = (shape.batch * shape.extend * shape.group // tile.block_m + shape.batch) * shape.num_kv_heads
-    keys = shape.extend + (shape.prefix if shape.window is None else min(shape.prefix, shape.window))
-    return pick_splits(tile, programs, keys, processors)
+    return shape.batch * -(-shape.extend * shape.group // tile.block_m) * shape.num_kv_heads
 
 
 def choose(shapes: Sequence[str] | None = None, without: Sequence[str] = ()) -> list[ExtendShape]:
@@ -122,11 +120,11 @@ def choose(shapes: Sequence[str] | None = None, without: Sequence[str] = ()) -> 
 
 def providers_of(shape: ExtendShape, without: Sequence[str] = ()) -> list[Provider]:
     """The providers of a shape on this GPU but those named in `without`; those that fix the number of splits only where
-    our kernel splits."""
+    there are fewer than two programs for each SM without."""
     device = torch.device("cuda", torch.cuda.current_device())
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    splitting = splits_of(shape, arch_of(device), processors) > 1
-    left_out = {*without, *(() if splitting else SPLIT_NAMES)}
+    few = programs_of(shape, arch_of(device)) < 2 * processors
+    left_out = {*without, *(() if few else SPLIT_NAMES)}
     return [provider for provider in PROVIDERS if provider.name not in left_out]
 
 
