@@ -81,6 +81,7 @@ def _line(text: str) -> str:
 
 def main(job_file: str) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell started us in the background
+    sys.modules["rfc3987_syntax"] = None  # jsonschema's check of "iri" if installed; takes longest of all to import
     job = Job.model_validate(json.loads(Path(job_file).read_text()))
     result = execute(job)
     env.atomic_write(job.result, result.model_dump_json())

@@ -28,7 +28,7 @@ from g4lab.runners.server_command import choose_device, server_command
 BASE = "default"
 PROMPT_LENS = (8, 40, 100, 150)  # the tiny twins' windows are 64
 NEW_TOKENS = 8
-START_S = {"cpu": 45, "cuda": 120}  # of a tiny twin on two idle cores; of a large model mostly its weights
+START_S = {"cpu": 15, "cuda": 120}  # of a tiny twin on two idle cores; of a large model mostly its weights
 WHOLE_VOCABULARY = 4096  # up to here every token's log-probability is asked for
 TOP = 128  # above
 _FILE = "answers.npz"

@@ -170,7 +170,8 @@ def sglang_server(
         args: more flags for SGLang, as they are.
         draft: folder of an MTP assistant; switches on speculative decoding with 3 steps.
         device: "cpu" or "cuda"; default the GPU where there is one. On a CPU the stand-in for sgl_kernel is put on the
-            path of the server alone, and Triton is interpreted.
+            path of the server alone, Triton is interpreted, and every server after the first is ready within seconds,
+            because its processes are forked from one that has imported SGLang (runners.forks).
         attention_backend: on a CPU torch_native (default) or triton; on a GPU SGLang's choice.
         dtype: default float32 on a CPU, elsewhere the checkpoint's.
         port: default any free one.
