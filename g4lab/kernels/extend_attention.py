@@ -95,7 +95,8 @@ def extend_attention(
     grid = (num_tokens * group // tile.block_m + num_sequences, num_kv_heads)
     if splits is None:
         keys = max_prefix + max_len_extend if window is None else min(max_prefix, window) + max_len_extend
-        splits = 1 if ieee.INTERPRETED else pick_splits(tile, grid[0] * grid[1], keys, _processors(q.device))
+        tiles = min(grid[0], num_sequences * triton.cdiv(max_len_extend * group, tile.block_m))
+        splits = 1 if ieee.INTERPRETED else pick_splits(tile, tiles * num_kv_heads, keys, _processors(q.device))
 
     parts, lse, strides = out, out, (0, out.stride(0), out.stride(1))
     if splits > 1:

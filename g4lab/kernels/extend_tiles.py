@@ -156,9 +156,11 @@ def pick_tile(**launch) -> ExtendTile:
 
 
 def pick_splits(tile: ExtendTile, programs: int, max_keys: int, processors: int) -> int:
-    """Into how many parts the keys of each tile are split: as many as fill the GPU's processors once.
+    """Into how many parts the keys of each tile are split: as many as the GPU's processors hold at once.
 
-    programs: tiles times KV heads. max_keys: an upper bound of the keys that one tile sees. A part has at least
-    LEAST_BLOCKS blocks of keys, or combining the parts would cost more than it saves (by reasoning, not timed).
+    programs: tiles times KV heads. max_keys: an upper bound of the keys that one tile sees. A processor is taken to
+    hold 8 warps of such programs; a part has at least LEAST_BLOCKS blocks of keys, or combining the parts would cost
+    more than it saves. By reasoning, not timed.
     """
-    return max(1, min(processors // max(1, programs), max_keys // (LEAST_BLOCKS * tile.block_n), MOST_SPLITS))
+    held = processors * max(1, 8 // tile.num_warps)
+    return max(1, min(held // max(1, programs), max_keys // (LEAST_BLOCKS * tile.block_n), MOST_SPLITS))

@@ -7,6 +7,7 @@ interpreter, which has no libdevice and truncates fp32 to bf16. Launch kernels b
 """
 
 import contextlib
+import warnings
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ def _interpreting(kernel):
     # A profiler sees no kernel here, so the launch gets an annotation with its name.
     with (
         np.errstate(divide="ignore", invalid="ignore", over="ignore"),
+        warnings.catch_warnings(action="ignore", category=RuntimeWarning),  # of a maximum over NaN alone
         torch.profiler.record_function(f"{kernel.fn.__name__} (interpreted)"),
     ):
         yield
