@@ -48,7 +48,10 @@ def _spare() -> tuple[int, socket.socket]:
     children.tie_to_parent(parent, signal.SIGKILL)
     with theirs:
         _, received, *_ = socket.recv_fds(theirs, 1, 64)
-        message = json.loads(theirs.makefile().readline())
+        line = theirs.makefile().readline()
+    if not line:
+        os._exit(0)  # the parent ended, and its sockets sooner than its death became known
+    message = json.loads(line)
     _renumber(received, message["fds"])
     os.environ.clear()
     os.environ.update(message["env"])
