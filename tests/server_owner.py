@@ -11,8 +11,13 @@ from g4lab.runners import sglang_server
 
 def main(arguments: dict, prompts: list[list[int]], new_tokens: int) -> None:
     with sglang_server(**arguments) as server:
-        tokens = [server.generate(prompt, new_tokens, ignore_eos=True) for prompt in prompts]
-        report = {"tokens": tokens, "counters": server.counters(), "expert_load": server.expert_load()}
+        answers = [server.answer(prompt, new_tokens, ignore_eos=True) for prompt in prompts]
+        report = {
+            "tokens": [answer["output_ids"] for answer in answers],
+            "cached_tokens": [answer["meta_info"]["cached_tokens"] for answer in answers],
+            "counters": server.counters(),
+            "expert_load": server.expert_load(),
+        }
         report["pids"] = [child.pid for child in psutil.Process().children(recursive=True)]
         print(json.dumps(report), flush=True)
         time.sleep(600)

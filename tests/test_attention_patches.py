@@ -38,6 +38,7 @@ def seen(request, tmp_path_factory):
         "TRITON_INTERPRET": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(STANDIN),
+        "OMP_NUM_THREADS": "1",  # tiny tensors: more threads only wait for one another
     }
     script = Path(__file__).with_name("patched_model.py")
     command = [sys.executable, str(script), request.param, RUNS[request.param], str(tmp_path_factory.mktemp("model"))]

@@ -23,8 +23,9 @@ from g4lab.errors import BadInput, Unavailable
 from g4lab.gemma4 import spec
 from g4lab.gemma4.assistant import write_assistant
 from g4lab.gemma4.checkpoint import ensure
-from g4lab.patches import parse
-from g4lab.runners import sglang_server
+from g4lab.patches import alive_in, parse
+from g4lab.runners import profile_server, sglang_server
+from g4lab.trace import load
 
 pytestmark = [
     pytest.mark.server,
@@ -32,6 +33,7 @@ pytestmark = [
 ]
 
 LENGTHS, NEW_TOKENS = (8, 40, 150), 12  # tiny-moe's window is 64: only the longest prompt leaves it
+IN_CHUNKS = ["--chunked-prefill-size", "96"]  # of which the longest prompt takes two
 CLEAR_MARGIN = 1e-3  # between the first and the second logit; fp32 noise is below 1e-5 of logits near 10
 
 
@@ -167,11 +169,16 @@ def owner(arguments, prompts):
 
 def test_without_the_window_fix_long_tokens_differ_and_a_killed_owner_leaves_no_orphan(reference, truth, tmp_path):
     prompts, tokens = truth
-    arguments = {"model": "tiny-moe", "patches": "all,-swa_decode_window,-router", "attention_backend": "triton"}
-    process, seen = owner(arguments | {"log_dir": str(tmp_path)}, prompts[1:])
+    patches = "all,-swa_decode_window,-router,-extend_attention"
+    arguments = {"model": "tiny-moe", "patches": patches, "attention_backend": "triton", "args": IN_CHUNKS}
+    process, seen = owner(arguments | {"log_dir": str(tmp_path)}, [*prompts[1:], prompts[2]])
     assert seen["tokens"][0] == tokens[1]  # inside the window nothing is lost
     assert seen["tokens"][1] != tokens[2]
     assert seen["tokens"][1] == greedy(reference, prompts[2], missing=1)  # one key short in every decode step
+    assert seen["tokens"][2] == seen["tokens"][1]
+    assert [cached > 64 for cached in seen["cached_tokens"]] == [False, False, True]  # more than a window
+    assert seen["counters"]["extend_tiles"] % 6 == 0
+    assert seen["counters"]["extend_tiles"] >= 6 * 4  # a short prompt, two chunks, what the cache left of the third
     process.kill()
     process.wait()
     assert len(seen["pids"]) >= 4
@@ -185,16 +192,22 @@ def draft(tmp_path_factory):
 
 def test_mtp_serves_the_same_tokens_and_some_drafts_are_right(truth, draft, tmp_path):
     prompts, tokens = truth
-    with sglang_server("tiny-moe", patches="all", draft=draft, log_dir=tmp_path) as server:
+    with sglang_server("tiny-moe", patches="all", draft=draft, args=IN_CHUNKS, log_dir=tmp_path) as server:
         answer = server.answer(prompts[1], NEW_TOKENS, ignore_eos=True)
         assert answer["output_ids"] == tokens[1]
         assert answer["meta_info"]["spec_num_correct_drafts"] > 0
+        long = [server.answer(prompts[2], 4, ignore_eos=True) for _ in range(2)]
+        assert [answer["output_ids"] for answer in long] == [tokens[2][:4]] * 2
+        assert [answer["meta_info"]["cached_tokens"] > 64 for answer in long] == [False, True]  # more than a window
         counters = server.counters()
+        assert counters["extend_attention"] > 0
+        assert "extend_tiles" not in counters  # nothing was declined, no verify's mask either
         assert counters["mtp_pp_proxy"] > 0
         # The target's layers and the assistant's, which read the target's K and V: they project and norm q alone.
         assert counters["qkv_norm_rope_kv"] == counters["residual_norm"] > counters["router_norm"] == counters["router"]
         draft_layers = counters["residual_norm"] - counters["router"]
         assert counters["kv_single_gemm"] == draft_layers + counters["router"] / 6
+        assert alive_in(load(profile_server(server, "prefill", 1, 16, 1, out=tmp_path)), "extend_attention").alive
 
 
 def test_mtp_fails_without_its_fix(draft, tmp_path):
