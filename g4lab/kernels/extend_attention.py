@@ -145,6 +145,8 @@ def constants(head_dim: int, group: int, window: int | None, logit_cap: float, t
 def _tile(q, head_dim, window, batch, max_len_extend, max_prefix, group) -> ExtendTile:
     if ieee.INTERPRETED:  # a program is a NumPy call there: few large ones
         return ExtendTile(min(128, max(16, triton.next_power_of_2(max_len_extend * group))), 64, 4, 1)
+    if q.dtype == torch.float32:  # for checks, not for speed: the tables' tiles are too large for it
+        return ExtendTile(16, 16, 4, 1)
     return pick_tile(
         arch=arch_of(q.device), head_dim=head_dim, window=window, batch=batch, max_len_extend=max_len_extend,
         max_prefix=max_prefix, group=group,
