@@ -186,8 +186,8 @@ def _extend_kernel(
         )  # fmt: skip
     # Slots are loaded a block ahead: in their own block's turn, the copies that need them would wait for them.
     ahead = tl.load(slots + interior + cols, mask=interior + cols < end, other=0).to(tl.int32)
-    # Without num_stages here, which would make Triton pipeline the slots themselves: with three stages the copies of keys
-    # and values would then wait for the slots' and be waited for at once. The launch's num_stages holds.
+    # num_stages is the launch's: given here, it would make Triton pipeline the slots' own load, and with three stages
+    # every copy of keys and values would be waited for at once.
     for block in tl.range(0, count):
         slot = ahead.to(tl.int64)
         ahead = tl.load(slots + interior + tl.minimum(block + 1, count - 1) * BLOCK_N + cols).to(tl.int32)
