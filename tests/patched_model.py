@@ -5,7 +5,6 @@ Arguments: model, attention backend. Prints one JSON object with what it saw; th
 """
 
 import functools
-import inspect
 import json
 import os
 import sys
@@ -262,7 +261,7 @@ def extends(runner):
     """Each patch of extend attention: prefix, window (of 64, which the longer prompt leaves) and tree in one batch."""
     prompts = random_prompts((9, 84), runner.model_config.vocab_size, seed=4)
     sets = {"none": ()} | {name: (name,) for name in EXTEND}
-    base, seen = None, {"arguments": list(inspect.signature(extend_attention_fwd).parameters)}
+    base, seen = None, {}
     for name, names in sets.items():
         found = run_extends(runner, names, prompts)
         base = base or found

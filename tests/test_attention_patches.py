@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from g4lab import env
-from g4lab.patches.extend_call import ExtendCall
 from g4lab.runners.server_command import STANDIN
 
 pytestmark = [
@@ -116,9 +115,3 @@ def test_prefix_window_and_draft_tree_keep_tokens_and_cache(seen, name):
     assert found["counts"] == {name: 3 * 6}
     tiles = {"head_dim 32: 128x64 w4 s1": 3 * 5, "head_dim 64: 128x64 w4 s1": 3}  # SGLang's own on a CPU is 64x64
     assert found["notes"] == ({name: {"tiles": tiles}} if name == "extend_tiles" else {})
-
-
-def test_a_call_has_the_arguments_of_sglangs(seen):
-    model, runs = seen
-    if RUNS[model] == "triton":
-        assert runs["extends"]["arguments"] == list(ExtendCall._fields)

@@ -5,7 +5,7 @@ import torch
 
 from g4lab.kernels.extend_attention import extend_attention_reference
 from g4lab.kernels.extend_tiles import ExtendTile, pick_tile
-from g4lab.patches import choices, counting, extend_attention, extend_tiles
+from g4lab.patches import choices, counting, extend_attention, extend_call, extend_tiles
 from g4lab.patches.extend_call import ExtendCall
 
 AROUND = {"extend_tiles": extend_tiles._with_our_tile, "extend_attention": extend_attention._extend}
@@ -191,3 +191,17 @@ def test_a_table_without_tiles_of_its_own_is_declined(monkeypatch):
     monkeypatch.setattr(extend_tiles.env, "machine", lambda: sm_80)
     monkeypatch.delenv("G4LAB_EXTEND_TILES")
     assert extend_tiles.PATCH.declines("cuda") == "the table seed has SGLang's own tiles for sm_80"
+
+
+def test_another_signature_is_declined_not_met_in_the_first_batch(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert extend_attention.PATCH.declines("cpu") is None
+
+    def changed(q_extend, k_extend, new_argument):
+        pass
+
+    monkeypatch.setattr(extend_call.pkgutil, "resolve_name", lambda name: changed)
+    for patch in (extend_attention.PATCH, extend_tiles.PATCH):
+        assert patch.declines("cpu").startswith("this SGLang's extend_attention_fwd differs in [")
+        assert "'new_argument'" in patch.declines("cpu")
+        assert "'q_extend'" not in patch.declines("cpu")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from g4lab.patches.choices import needs_interpreter
 from g4lab.patches.counting import count, tally
-from g4lab.patches.extend_call import FORWARD, ExtendCall, cannot_take
+from g4lab.patches.extend_call import FORWARD, ExtendCall, cannot_take, other_arguments
 from g4lab.patches.registry import Hook, Patch
 
 
@@ -62,5 +62,5 @@ PATCH = Patch(
     counts="calls of the kernel, one for each layer and prefill chunk or verify step; none in decode",
     kernel="_extend_kernel",
     gone={"kernels": ("^_fwd_kernel$",)},
-    declines=needs_interpreter,
+    declines=lambda device: needs_interpreter(device) or other_arguments(),
 )

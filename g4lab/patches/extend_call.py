@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -64,6 +66,17 @@ class ExtendCall(NamedTuple):
             "max_prefix": self.kv_indices.shape[0],
             "group": self.q_extend.shape[1] // self.k_extend.shape[1],
         }
+
+
+def other_arguments() -> str | None:
+    """How the arguments of the installed SGLang's function differ from ExtendCall's, or None; None also without one,
+    which the plugin says itself."""
+    try:
+        found = list(inspect.signature(pkgutil.resolve_name(FORWARD)).parameters)
+    except (ImportError, AttributeError):
+        return None
+    strange = sorted(set(found) ^ set(ExtendCall._fields)) or "their order"
+    return None if found == list(ExtendCall._fields) else f"this SGLang's extend_attention_fwd differs in {strange}"
 
 
 def cannot_take(call: ExtendCall) -> str | None:

@@ -19,7 +19,7 @@ from g4lab import env
 from g4lab.errors import BadInput
 from g4lab.patches.choices import Choice
 from g4lab.patches.counting import count, tally
-from g4lab.patches.extend_call import FORWARD, ExtendCall
+from g4lab.patches.extend_call import FORWARD, ExtendCall, other_arguments
 from g4lab.patches.registry import Device, Hook, Patch
 
 table = Choice("G4LAB_EXTEND_TILES", ("seed", "legacy", "sglang"))
@@ -61,7 +61,7 @@ def pick(call: ExtendCall):
 
 def _declines(device: Device) -> str | None:
     arch = env.machine()["gpus"][0]["sm"] if device == "cuda" else INTERPRETED_AS
-    return table.declines(device) or no_tiles(table(), arch)
+    return table.declines(device) or no_tiles(table(), arch) or other_arguments()
 
 
 @functools.cache
