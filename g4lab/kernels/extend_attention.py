@@ -18,6 +18,9 @@ Where it differs from SGLang's kernel (0.5.21):
   wrong max_len_extend cannot cut a sequence short.
 - Where tiles are too few for the GPU, the keys of each are split among programs, and a second launch combines them.
 
+Left out until a GPU says that they pay: TMA (a page is one token, so a prefix is gathered row by row, which sm_90's TMA
+cannot do; the new tokens' keys it could) and warp specialisation.
+
 Rounding: scores and sums in fp32, exp2 with log2(e) folded into the scale, softmax weights rounded to the values' dtype
 before the second product, one rounding at the end. fp32 inputs are multiplied in fp32 (no tf32).
 """
@@ -137,8 +140,7 @@ def constants(head_dim: int, group: int, window: int | None, logit_cap: float, t
     tail = triton.next_power_of_2(max(16, head_dim - main)) if head_dim > main else 0
     return {
         "D": head_dim, "MAIN": main, "TAIL": tail, "GROUP": group, "WINDOW": -1 if window is None else window,
-        "CAP": logit_cap > 0, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STAGES": tile.num_stages,
-        "STEP": SEQUENCES,
+        "CAP": logit_cap > 0, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STEP": SEQUENCES,
     }  # fmt: skip
 
 

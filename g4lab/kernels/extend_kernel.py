@@ -121,7 +121,7 @@ def _extend_kernel(
     stride_kbs, stride_kbh, stride_vbs, stride_vbh,
     D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, GROUP: tl.constexpr, WINDOW: tl.constexpr,
     CAP: tl.constexpr, MASK: tl.constexpr, MASK_PREFIX: tl.constexpr, MASK_OFFSETS: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, STEP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     index, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     sequence, before = _find_tile(qo_indptr, num_sequences, index, GROUP, BLOCK_M, STEP)
@@ -176,7 +176,7 @@ def _extend_kernel(
     end = tl.minimum(last, prefix)
     none_full = 0 if MASK and MASK_PREFIX else end
     edge, interior, count, rest, masked = _blocks(first, end, full_first, none_full, BLOCK_N)
-    for block in tl.range(0, masked, num_stages=STAGES):
+    for block in range(0, masked):
         key = tl.where(block < edge, first, rest - edge * BLOCK_N) + block * BLOCK_N + cols
         slot = tl.load(slots + key, mask=key < end, other=0).to(tl.int64)
         seen = _visible(key, end, query, mask_row, mask_ptr, WINDOW, False, MASK and MASK_PREFIX)
@@ -186,9 +186,8 @@ def _extend_kernel(
         )  # fmt: skip
     # Slots are loaded a block ahead: in their own block's turn, the copies that need them would wait for them.
     ahead = tl.load(slots + interior + cols, mask=interior + cols < end, other=0).to(tl.int32)
-    # num_stages is the launch's: given here, it would make Triton pipeline the slots' own load, and with three stages
-    # every copy of keys and values would be waited for at once.
-    for block in tl.range(0, count):
+    # No stages of the loop's own: with them Triton pipelines this load, too, and then waits for every copy at once.
+    for block in range(0, count):
         slot = ahead.to(tl.int64)
         ahead = tl.load(slots + interior + tl.minimum(block + 1, count - 1) * BLOCK_N + cols).to(tl.int32)
         acc, acc_tail, top, total = _attend(
@@ -200,13 +199,13 @@ def _extend_kernel(
     k_new = k_ptr + (q_start - prefix) * stride_kt + kv_head * stride_kh
     v_new = v_ptr + (q_start - prefix) * stride_vt + kv_head * stride_vh
     edge, interior, count, rest, masked = _blocks(tl.maximum(first, prefix), last, full_first, full_last, BLOCK_N)
-    for block in tl.range(0, count, num_stages=STAGES):
+    for block in range(0, count):
         key = (interior + block * BLOCK_N + cols).to(tl.int64)
         acc, acc_tail, top, total = _attend(
             q, q_tail, acc, acc_tail, top, total, k_new, key * stride_kt, v_new, key * stride_vt, there, there,
             scale, cap_scale, D, MAIN, TAIL, CAP, False,
         )  # fmt: skip
-    for block in tl.range(0, masked, num_stages=STAGES):
+    for block in range(0, masked):
         start = tl.where(block < edge, tl.maximum(first, prefix), rest - edge * BLOCK_N)
         key = start + block * BLOCK_N + cols
         seen = _visible(key, last, query, mask_row, mask_ptr, WINDOW, not MASK, MASK)
