@@ -176,7 +176,7 @@ def _extend_kernel(
     end = tl.minimum(last, prefix)
     none_full = 0 if MASK and MASK_PREFIX else end
     edge, interior, count, rest, masked = _blocks(first, end, full_first, none_full, BLOCK_N)
-    for block in range(0, masked):
+    for block in range(masked):
         key = tl.where(block < edge, first, rest - edge * BLOCK_N) + block * BLOCK_N + cols
         slot = tl.load(slots + key, mask=key < end, other=0).to(tl.int64)
         seen = _visible(key, end, query, mask_row, mask_ptr, WINDOW, False, MASK and MASK_PREFIX)
@@ -187,7 +187,7 @@ def _extend_kernel(
     # Slots are loaded a block ahead: in their own block's turn, the copies that need them would wait for them.
     ahead = tl.load(slots + interior + cols, mask=interior + cols < end, other=0).to(tl.int32)
     # No stages of the loop's own: with them Triton pipelines this load, too, and then waits for every copy at once.
-    for block in range(0, count):
+    for block in range(count):
         slot = ahead.to(tl.int64)
         ahead = tl.load(slots + interior + tl.minimum(block + 1, count - 1) * BLOCK_N + cols).to(tl.int32)
         acc, acc_tail, top, total = _attend(
@@ -199,13 +199,13 @@ def _extend_kernel(
     k_new = k_ptr + (q_start - prefix) * stride_kt + kv_head * stride_kh
     v_new = v_ptr + (q_start - prefix) * stride_vt + kv_head * stride_vh
     edge, interior, count, rest, masked = _blocks(tl.maximum(first, prefix), last, full_first, full_last, BLOCK_N)
-    for block in range(0, count):
+    for block in range(count):
         key = (interior + block * BLOCK_N + cols).to(tl.int64)
         acc, acc_tail, top, total = _attend(
             q, q_tail, acc, acc_tail, top, total, k_new, key * stride_kt, v_new, key * stride_vt, there, there,
             scale, cap_scale, D, MAIN, TAIL, CAP, False,
         )  # fmt: skip
-    for block in range(0, masked):
+    for block in range(masked):
         start = tl.where(block < edge, tl.maximum(first, prefix), rest - edge * BLOCK_N)
         key = start + block * BLOCK_N + cols
         seen = _visible(key, last, query, mask_row, mask_ptr, WINDOW, not MASK, MASK)
