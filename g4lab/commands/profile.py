@@ -62,7 +62,7 @@ def command(
             from g4lab.runners.captures import check
             from g4lab.runners.server_profile import profile_server
 
-            check(phase, batch=batch, prompt_len=prompt_len, steps=steps)  # before half a minute of starting
+            check(phase, batch=batch, prompt_len=prompt_len, steps=steps)  # before a server is started
             serving = {"device": device, "dtype": dtype, "attention_backend": attention_backend or _backend(device)}
             with sglang_server(model, patches, args or (), **serving) as server:
                 made = profile_server(server, **work)

@@ -31,7 +31,7 @@ _MTP_FLAGS = (
     *("--speculative-algorithm", "NEXTN", "--speculative-num-steps", "3"),
     *("--speculative-num-draft-tokens", "4", "--speculative-eagle-topk", "1"),
 )
-# Below those that Linux gives to whoever asks for any: the server takes its port only half a minute later.
+# Below those that Linux gives to whoever asks for any: the server takes its port only seconds later.
 _PORTS = range(20_000, 32_768)
 _OURS = ("--model-path", "--model", "--port", "--host", "--device", "--attention-backend", "--dtype")
 
