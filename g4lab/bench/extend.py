@@ -16,7 +16,7 @@ from g4lab.bench.ceilings import Ceilings
 from g4lab.bench.extend_cases import by_sequence, inputs
 from g4lab.bench.timing import Provider, Timed
 from g4lab.errors import Unavailable, bad
-from g4lab.kernels.extend_attention import arch_of, extend_attention, pick_tile
+from g4lab.kernels.extend_attention import ExtendTile, arch_of, extend_attention, pick_tile
 from g4lab.tuning import extend_shapes, sglang_extend
 from g4lab.tuning.extend_shapes import ExtendShape
 
@@ -47,14 +47,15 @@ def launch_of(shape: ExtendShape) -> dict:
     }  # fmt: skip
 
 
-def ours(shape: ExtendShape, device: str = "cuda", splits: int | None = None):
-    """g4lab's kernel with the tile it chooses; and as many splits, or as many as it chooses."""
+def ours(shape: ExtendShape, device: str = "cuda", splits: int | None = None, tile: ExtendTile | None = None):
+    """g4lab's kernel with as many splits and this tile, or those it chooses."""
     x = inputs(shape, device)
     out = torch.empty_like(x.q)
 
     def call():
         extend_attention(
-            *x[:8], max_len_extend=shape.extend, sm_scale=x.sm_scale, window=shape.window, splits=splits, out=out
+            *x[:8], max_len_extend=shape.extend, sm_scale=x.sm_scale, window=shape.window, splits=splits, tile=tile,
+            out=out,
         )  # fmt: skip
         return by_sequence(out, shape)
 
@@ -67,6 +68,11 @@ def sglang_tiled(shape: ExtendShape, table: str, device: str = "cuda", arch: str
     tile = pick_tile(table=table, **launch)
     if tile == pick_tile(table="sglang", **launch):
         raise Unavailable(f"the same tile as its own, {tile}")
+    return sglang_with(shape, tile, device)
+
+
+def sglang_with(shape: ExtendShape, tile: ExtendTile, device: str = "cuda"):
+    """SGLang's kernel with this tile."""
     forward = extend_peers.sglang(shape, device)
 
     def call():

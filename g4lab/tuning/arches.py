@@ -19,6 +19,11 @@ class Arch:
     shared_per_block_reserved: int = 1024
     tensor_memory: int = 0
 
+    @property
+    def shared_per_block(self) -> int:
+        """The most shared memory of one block."""
+        return self.shared - self.shared_per_block_reserved
+
     def blocks_per_sm(self, registers: int, num_warps: int, shared: int, tensor_memory: int = 0) -> int:
         """Blocks of `num_warps` warps, `registers` per thread and `shared` bytes that one SM holds at once.
 

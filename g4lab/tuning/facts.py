@@ -122,7 +122,8 @@ def compile_each(
     for kernel, arch, choices in requests:
         arches.arch(arch)
         _check_choices(kernel, choices)
-    files = [_cache_file(*request) for request in requests]
+    codes = {kernel: _code(kernel) for kernel in {kernel for kernel, *_ in requests}}
+    files = [_cache_file(*request, codes[request[0]]) for request in requests]
     missing = {file: request for file, request in zip(files, requests, strict=True) if not file.exists()}
     total, done = len(set(files)), len(set(files)) - len(missing)
     failed = {}
@@ -183,20 +184,24 @@ def _number(pattern: str, log: str) -> int:
     return int(found.group(1))
 
 
-def _cache_file(kernel: str, arch: str, choices: dict) -> Path:
-    module = catalog.CASES[kernel].partition(":")[0]
+def code_of(kernel: str) -> str:
+    """A digest of what a kernel's machine code depends on beside its choices: its sources, Triton and SGLang."""
+    return _digest(_code(kernel))
+
+
+def _code(kernel: str) -> list[str | None]:
     versions = env.versions()
+    return [versions["triton"], versions["sglang"], *_sources(catalog.CASES[kernel].partition(":")[0])]
+
+
+def _digest(parts: list[str | None]) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def _cache_file(kernel: str, arch: str, choices: dict, code: list[str | None]) -> Path:
     chosen = inspect.signature(catalog.find(kernel)).bind(**choices)
     chosen.apply_defaults()
-    parts = [
-        kernel,
-        arch,
-        repr(sorted(chosen.arguments.items())),
-        versions["triton"],
-        versions["sglang"],
-        *_sources(module),
-    ]
-    digest = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
+    digest = _digest([kernel, arch, repr(sorted(chosen.arguments.items())), *code])
     return env.cache_dir() / "compile_facts" / f"{kernel}-{arch}-{digest}.json.gz"
 
 
