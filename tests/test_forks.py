@@ -134,8 +134,14 @@ def test_another_environment_or_folder_imports_for_itself(run, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     _, third_log = run("three")
     found = [json.loads(lines(each)[0]) for each in (log, other_log, third_log)]
-    assert len({each["imported by"] for each in found}) == 3
+    importers = {each["imported by"] for each in found}
+    assert len(importers) == 3
     assert [each["env"] for each in found] == [{}, {"MINE": "1"}, {}]
+    one, _ = run("again", "wait")
+    for i in range(forks.MOST):  # those that are in nobody's use make room
+        run(str(i), env={"MINE": f"again {i}"})[0].wait(30)
+    assert one.poll() is None
+    assert sum(psutil.pid_exists(pid) for pid in importers) == 1
 
 
 def test_what_cannot_be_imported_is_said_where_it_is_needed(run):

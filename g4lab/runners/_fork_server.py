@@ -21,7 +21,7 @@ import sys
 from g4lab import children
 from g4lab.runners import _spares
 from g4lab.runners._supervise import supervise
-from g4lab.runners.forks import OURS, Forked
+from g4lab.runners.forks import OWN, Forked
 
 WORKERS = 3  # that a server starts: multiprocessing's resource tracker, SGLang's scheduler and its detokenizer
 
@@ -71,7 +71,7 @@ def _fork(connection: socket.socket, request: dict) -> Forked:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _name([sys.executable, "-m", request["module"], *request["arguments"]])
-    for name in [name for name in os.environ if name.startswith(OURS)]:
+    for name in [name for name in os.environ if name.startswith(OWN)]:
         del os.environ[name]
     os.environ.update(request["own"])
     _spares.install(WORKERS)

@@ -26,7 +26,9 @@ from pathlib import Path
 from g4lab import children
 from g4lab.errors import Unavailable
 
-OURS = "G4LAB_"  # variables that only g4lab reads, after the fork: every process may have its own
+# Variables (their first letters) that nothing reads as it is imported: every process may have its own.
+OWN = ("G4LAB_", "PYTEST_CURRENT_TEST")
+MOST = 3  # fork servers kept: each holds 0.7 GB
 _POLL_S = 0.02
 
 
@@ -77,7 +79,7 @@ def start(
     """
     _, _, module, *arguments = map(str, command)
     variables = {**os.environ, **(env or {})}
-    own = {name: variables.pop(name) for name in list(variables) if name.startswith(OURS)}
+    own = {name: variables.pop(name) for name in list(variables) if name.startswith(OWN)}
     log.parent.mkdir(parents=True, exist_ok=True)
     request = {"module": module, "arguments": arguments, "imports": list(imports), "log": str(log), "own": own}
     return _server(variables).fork(request, timeout_s)
@@ -90,9 +92,16 @@ class _ForkServer:
         self._address, self._log = str(folder / "socket"), folder / "log"
         command = (sys.executable, "-m", "g4lab.runners._fork_server", self._address)
         self._process = children.start(command, log=self._log, env=variables)
+        self._forked: list[Forked] = []
 
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    def idle(self) -> bool:
+        return all(forked.poll() is not None for forked in self._forked)
+
+    def stop(self) -> None:
+        children.stop(self._process)
 
     def fork(self, request: Mapping, timeout_s: float) -> Forked:
         connection = self._connect()
@@ -111,7 +120,8 @@ class _ForkServer:
             said = connection.recv(16)
             return int(said) if said else -signal.SIGKILL  # which leaves no time to say anything
 
-        return Forked(int(pid), ended)
+        self._forked = [forked for forked in self._forked if forked.poll() is None] + [Forked(int(pid), ended)]
+        return self._forked[-1]
 
     def _connect(self) -> socket.socket:
         while True:
@@ -133,5 +143,8 @@ def _server(variables: Mapping[str, str]) -> _ForkServer:
     """The fork server of this environment, folder and thread (with which it would end; children.start)."""
     key = os.getpid(), threading.get_native_id(), os.getcwd(), frozenset(variables.items())
     if key not in _servers or not _servers[key].alive():
+        for old in list(_servers):
+            if len(_servers) >= MOST and _servers[old].idle():
+                _servers.pop(old).stop()
         _servers[key] = _ForkServer(variables)
     return _servers[key]
