@@ -68,7 +68,7 @@ CASES = (
     GridCase("prefix partly in the window", ((30, 60), (12, 15)), window=23),
     GridCase("tree mask", ((6, 35), (4, 20), (8, 0)), mask="tree"),
     GridCase("tree mask, window", ((6, 60), (4, 33), (8, 0)), mask="tree", window=30),
-    GridCase("rows masked whole", ((12, 30), (20, 0)), mask="blind", masked_prefix=True),
+    GridCase("rows masked whole", ((12, 30), (20, 0)), mask="blind", masked_prefix=True, window=25),
     GridCase("shared, scattered pages", ((6, 40), (10, 28), (4, 40)), shared=True),
     GridCase("strided views", ((12, 20), (3, 20)), heads=(4, 2), strided=True),
     GridCase("logit cap", ((14, 37), (3, 20)), logit_cap=1.5),
