@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from g4lab.errors import BadInput
+from g4lab.kernels.extend_tiles import pick_tile
 from g4lab.tuning import catalog, compile_facts, compile_many
 from g4lab.tuning.table import ARCHES, CHOICES, compile_table
 
@@ -28,14 +29,19 @@ def test_ours_do_not_spill(table):
 
 
 def test_windowed_extend_attention_on_hopper_pipelines_every_loop_and_spills_in_none():
-    for choices in CHOICES["extend_attention"]:
-        facts = compile_facts("extend_attention", "sm_90", **choices)
-        print(choices, facts.registers, facts.spills_outside, facts.loops)
-        if choices["window"] is not None:
-            assert len(facts.loops) == 4, "masked and unmasked, over the prefix and over the new tokens"
-            assert all(loop.pipelined for loop in facts.loops)
-            assert facts.loop_spills == 0
-            assert not facts.serialized
+    """Whatever the table chooses for a sliding layer: a step of verify, more drafts, a short chat, a long prefill."""
+    layer, regimes = {"head_dim": 256, "window": 1023, "group": 2}, ((32, 4), (32, 16), (1, 256), (1, 8192))
+    tiles = {
+        pick_tile(arch="sm_90", batch=batch, max_len_extend=extend, max_prefix=8192, **layer)
+        for batch, extend in regimes
+    }
+    assert len(tiles) > 1
+    for facts in compile_many([("extend_attention", "sm_90", {**layer, "tile": tile}) for tile in tiles]):
+        print(facts.choices["tile"], facts.registers, facts.spills_outside, facts.loops)
+        assert len(facts.loops) == 4, "masked and unmasked, over the prefix and over the new tokens"
+        assert all(loop.pipelined for loop in facts.loops)
+        assert facts.loop_spills == 0
+        assert not facts.serialized
 
 
 def test_figures_are_those_of_the_facts(table):

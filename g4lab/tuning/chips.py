@@ -11,14 +11,23 @@ from g4lab.errors import bad
 
 @dataclass(frozen=True)
 class Chip:
-    """flops: bf16 FLOPs per SM and cycle by matrix unit. dram, l2: bytes per SM and cycle with all SMs reading."""
+    """flops: bf16 FLOPs per SM and cycle by matrix unit. gbps: 10^9 bytes a second from memory, data sheet."""
 
     name: str
     sms: int
     ghz: float
+    gbps: float
     flops: dict[str, float]
-    dram: float
-    l2: float
+
+    @property
+    def dram(self) -> float:
+        """Bytes from memory per SM and cycle with all SMs reading."""
+        return self.gbps / self.ghz / self.sms
+
+    @property
+    def l2(self) -> float:
+        """Bytes from the L2 per SM and cycle with all SMs reading."""
+        return L2_BYTES / self.sms
 
     def us(self, cycles: float) -> float:
         """Microseconds of that many cycles."""
@@ -26,14 +35,14 @@ class Chip:
 
 
 # mma.sync on Hopper: 62.9 % of the rate of wgmma (Luo et al., arXiv 2402.13499). On sm_100 it is assumed to run as fast
-# per SM as on sm_80, which no source at hand says. L2: 5120 bytes a cycle for the whole chip as in NVIDIA's A100
-# whitepaper, taken for the others as well.
+# per SM as on sm_80, which no source at hand says.
 CHIPS = {
-    "sm_80": Chip("A100 SXM 80GB", 108, 1.41, {"mma.sync": 2048}, 13.4, 47.4),
-    "sm_90": Chip("H200 SXM", 132, 1.83, {"wgmma": 4096, "mma.sync": 2576}, 19.9, 38.8),
-    "sm_100": Chip("B200", 148, 1.86, {"tcgen05": 8192, "mma.sync": 2048}, 29.1, 34.6),
-    "sm_120": Chip("RTX PRO 6000 Blackwell", 188, 2.6, {"mma.sync": 1024}, 3.7, 27.2),
+    "sm_80": Chip("A100 SXM 80GB", 108, 1.41, 2039, {"mma.sync": 2048}),
+    "sm_90": Chip("H200 SXM", 132, 1.83, 4800, {"wgmma": 4096, "mma.sync": 2576}),
+    "sm_100": Chip("B200", 148, 1.86, 8000, {"tcgen05": 8192, "mma.sync": 2048}),
+    "sm_120": Chip("RTX PRO 6000 Blackwell", 188, 2.6, 1792, {"mma.sync": 1024}),
 }
+L2_BYTES = 5120  # a cycle for the whole chip: NVIDIA's A100 whitepaper, taken for the others as well
 L1_BYTES = 128  # per SM and cycle: shared memory, spills
 ISSUES = 4  # instructions of a warp per SM and cycle
 LATENCY = 1000  # cycles of a gather that misses the L2, index first; about what pointer chases report

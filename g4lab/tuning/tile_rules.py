@@ -2,6 +2,12 @@
 
 Three kinds, in this order: what follows from the tile alone (and saves the compile), what the compile facts of a layer
 say, and what a shape says. None was chosen by looking at timings.
+
+Where rules pull apart: `work` favours few rows for the four tokens of a verify step, yet one of the two tiles reported
+best for `verify burst` (pyc96/sglang#4) has twice as many and spills a little; both stay, because memory bounds that
+shape and the spills hide behind the matrix work. `spills` looks at the loop that spills most, although a launch without
+a prefix never enters the one over the prefix. `dominated` compares stages alone: between tiles of another size more
+blocks per SM and fewer bytes moved pull apart, and that is left to the model or a GPU.
 """
 
 from __future__ import annotations
