@@ -1,9 +1,8 @@
 """Before extend attention is timed: is every provider's output right, and ours the same in every call and split?
 
-The truth is the reference in fp64 on sampled rows (extend_cases.samples). A row of one query head, D values, may be off
-by twice what the reference is off in the inputs' own dtype, which rounds after every operator, plus one eps of the
-row's largest value. The budget is a row's own: one for the whole output would let rows over thousands of keys, whose
-values are small, be anything.
+The truth is the reference in fp64 on sampled rows (extend_cases.samples), the budget that of the correctness grid
+(quality.extend_grid). It is a row's own: one for the whole output would let rows over thousands of keys, whose values
+are small, be anything.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from g4lab.bench.extend_cases import TORCH, Sample, inputs, sampled, samples
 from g4lab.bench.suite import Proof
 from g4lab.errors import Unavailable
 from g4lab.kernels.extend_reference import extend_attention_reference
+from g4lab.quality.extend_grid import row_budget
 from g4lab.tuning.extend_shapes import ExtendShape
 
 CLAIM = ("errors", "error within budget")
@@ -98,8 +98,7 @@ def truths(shape: ExtendShape, device: str) -> Iterator[Truth]:
         arguments, options = sampled(x, shape, sample), {"sm_scale": x.sm_scale, "window": shape.window}
         rows = extend_attention_reference(*arguments, compute=torch.float64, **options)
         low = extend_attention_reference(*arguments, compute=dtype, **options)
-        eps = torch.finfo(dtype).eps * rows.abs().amax(-1)
-        yield Truth(sample, rows, 2 * (low - rows).abs().amax(-1) + eps)
+        yield Truth(sample, rows, row_budget(rows, low, dtype, x.sm_scale))
 
 
 def check(out: torch.Tensor, expected: Sequence[Truth]) -> dict:
