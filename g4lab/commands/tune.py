@@ -52,7 +52,7 @@ Shapes = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Time nothing, though there is a GPU.")]
 Out = Annotated[
     Path | None,
-    typer.Option(help="The table; timings go beside it.", show_default="data/tiles/ARCH/KERNEL.json"),
+    typer.Option(help="The table; timings go beside it.", show_default="data/tiles/ARCH/KERNEL.json for all shapes"),
 ]
 
 
@@ -66,7 +66,7 @@ def ours(arch: Arch = "sm_90", shapes: Shapes = None, dry_run: DryRun = False, o
     Examples:
 
     - `g4lab tune extend_attention --arch sm_90`
-    - `g4lab tune extend_attention --shapes "verify chat" --shapes prefill-long --out /tmp/tiles.json`
+    - `g4lab tune extend_attention --shapes "verify chat" --shapes prefill-long`
     """
     _tune("extend_attention", arch, shapes, dry_run, out)
 
@@ -89,18 +89,21 @@ def _tune(kernel: str, arch: str, shapes: list[str] | None, dry_run: bool, out: 
     from g4lab.tuning.extend_shapes import select
 
     chosen = select(shapes)
-    out = out or env.data_dir() / "tiles" / arch / f"{kernel}.json"
+    table = out or env.data_dir() / "tiles" / arch / f"{kernel}.json"
     timer, why_not = _timer(kernel, arch, dry_run)
     with bar("compiling") as advance:
         verdicts = tune.survey(kernel, arch, chosen, progress=advance)
     with bar("timing") as advance:
-        verdicts = tune.time_survivors(kernel, arch, verdicts, timer, out.with_suffix(".timings.jsonl"), advance)
-    env.atomic_write(out, tune.table(kernel, arch, verdicts))
+        verdicts = tune.time_survivors(kernel, arch, verdicts, timer, table.with_suffix(".timings.jsonl"), advance)
     _show(tile_report.pruning(verdicts), tile_report.ranking(verdicts))
     print("\n".join(tile_report.words(verdicts)))
     if why_not:
         print(why_not)
-    print(f"table in {out}")
+    if shapes and not out:
+        print("no table written: the one in data/ has all shapes (--out FILE writes one of these alone)")
+        return
+    env.atomic_write(table, tune.table(kernel, arch, verdicts))
+    print(f"table in {table}")
 
 
 def _show(*frames) -> None:

@@ -37,8 +37,11 @@ def bound(kernel: Tunable, chip: Chip, shape: ExtendShape, tile: ExtendTile, uni
     return max(blocks * matrix_cycles(shape, tile, chip.flops[unit]), shape.bytes / chip.dram / chip.sms)
 
 
-def estimate(kernel: Tunable, chip: Chip, shape: ExtendShape, tile: ExtendTile, facts: CompileFacts) -> float:
-    """Cycles of the launch by the model of LIMITS."""
+def estimate(
+    kernel: Tunable, chip: Chip, shape: ExtendShape, tile: ExtendTile, facts: CompileFacts
+) -> tuple[float, float]:
+    """Cycles of the launch by the model of LIMITS, and of all but its memory traffic, which tells apart the tiles that
+    memory makes equal."""
     work = kernel.work(shape, tile, chip.sms)
     resident = max(1, min(facts.blocks_per_sm, -(-work.programs // chip.sms)))
     matrix = matrix_cycles(shape, tile, chip.flops[facts.mma])
@@ -50,4 +53,4 @@ def estimate(kernel: Tunable, chip: Chip, shape: ExtendShape, tile: ExtendTile, 
     alone = (2 * matrix if facts.serialized else matrix) + issue + spills + exposed
     each = max(matrix, issue, spills, loads, alone / resident)
     cycles = max(work.blocks / chip.sms * each, work.longest * max(each, alone))
-    return max(cycles, shape.bytes / chip.dram / chip.sms)
+    return max(cycles, shape.bytes / chip.dram / chip.sms), cycles

@@ -107,9 +107,9 @@ def _judge(what: Tunable, which: Chip, arch: str, shape: ExtendShape, tiles, com
     losers = tile_rules.too_much_work(what, which, shape, left)
     removed |= {each.tile: "work" for each in losers}
     left = [each for each in left if each not in losers]
-    times = [which.us(tile_model.estimate(what, which, shape, each.tile, each.facts)) for each in left]
-    ranked = sorted(zip(left, times, strict=True), key=lambda pair: (pair[1], str(pair[0].tile)))
-    return Verdict(shape, removed, ranked)
+    cycles = {each.tile: tile_model.estimate(what, which, shape, each.tile, each.facts) for each in left}
+    left.sort(key=lambda each: (cycles[each.tile], str(each.tile)))
+    return Verdict(shape, removed, [(each, which.us(cycles[each.tile][0])) for each in left])
 
 
 def time_survivors(
