@@ -82,7 +82,10 @@ _FEW = (
     "compile facts: wgmma, nothing spilled in loops, all of its work overlaps copies in three of four loops; half the "
     "rows, where a batch has too few for larger tiles to fill 132 processors; not timed"
 )
-_WIDE = "compile facts: wgmma at head dim 512, copies pipelined, at most 12 bytes a thread spilled in a loop; not timed"
+_WIDE = (
+    "compile facts: wgmma at head dim 512, copies pipelined, at most 4 bytes a thread spilled in the loops over full "
+    "blocks, up to 172 in the masked ones; not timed"
+)
 _FITS = "compile facts: the largest tile that fits shared memory and hardly spills; not timed"
 ENOUGH_ROWS = 4096
 
