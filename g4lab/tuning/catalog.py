@@ -16,6 +16,7 @@ CASES = {
     "dual_residual_norm": "g4lab.kernels.residual_norm:dual_compile_case",
     "extend_attention": "g4lab.kernels.extend_attention:compile_case",
     "sglang_extend_attention": "g4lab.tuning.peers:sglang_extend_attention",
+    "fused_moe": "g4lab.kernels.fused_moe:compile_case",
     "sglang_router": "g4lab.tuning.peers:sglang_router",
     "sglang_qkv_norm": "g4lab.tuning.peers:sglang_qkv_norm",
     "sglang_residual_norm": "g4lab.tuning.peers:sglang_residual_norm",
