@@ -1,0 +1,54 @@
+"""Figures of the expert layer: what they show is what shapes, ids and files say."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from g4lab.errors import BadInput
+from g4lab.tuning import draw_expert_load, draw_moe_flow, expert_load, moe_shapes
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_the_flow_has_the_bytes_of_every_tensor():
+    one = moe_shapes.of(sizes=(1,))[0]
+    assert draw_moe_flow.written(one, "pairs", "2 I") == 8 * 2 * 704 * 2
+    weights = [draw_moe_flow.weight_bytes(one, product) for product in ("gate_up", "down")]
+    assert weights == pytest.approx([8 * 2 * 704 * 2816 * 2, 8 * 704 * 2816 * 2])
+    assert sum(weights) + 2 * draw_moe_flow.written(one, "tokens", "H") == pytest.approx(one.bytes)
+    theirs, ours = draw_moe_flow.draw(moe_shapes.of(sizes=(1, 4096)), "here").axes
+    assert "[pairs, 2 I]" in texts(theirs)
+    assert "[pairs, 2 I]" not in texts(ours)
+    assert any("63  |  1,015" in text for text in texts(ours))
+    with pytest.raises(BadInput, match="shapes"):
+        draw_moe_flow.draw((), "here")
+
+
+def test_the_spread_names_the_busiest_and_the_idle():
+    fig = draw_expert_load.draw_spread({"by hand": torch.tensor([[0, 1], [0, 2]])}, {"by hand": 5}, "here")
+    assert texts(fig.axes[0]) == ["busiest 2, mean 1, idle 2"]
+    assert [bar.get_height() for bar in fig.axes[0].patches] == [2, 1, 1, 0, 0]
+    with pytest.raises(BadInput, match="ids"):
+        draw_expert_load.draw_spread({}, {}, "here")
+
+
+def test_padding_shows_what_was_counted_on_the_line_expected():
+    ids = [torch.from_numpy(moe_shapes.routing("uniform", tokens, 8, 2)[0]) for tokens in (1, 64)]
+    table = expert_load.table({"uniform": ids}, 8, (16,))
+    fig = draw_expert_load.draw_padding(table, {"uniform": None}, 8, 2, "here")
+    line, dots = fig.axes[1].lines
+    assert list(dots.get_ydata()) == list(table.wasted_pct)
+    assert line.get_ydata()[0] == dots.get_ydata()[0] == pytest.approx(100 * 30 / 32)
+    assert list(fig.axes[0].lines[1].get_ydata()) == [2, 8]
