@@ -4,6 +4,7 @@ one process, with each patch alone and with all, on the same prompts.
 Arguments: model, attention backend. Prints one JSON object with what it saw; the test judges it.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -13,6 +14,10 @@ from pathlib import Path
 import torch
 from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.layers.moe.moe_runner import MoeRunner
+from sglang.srt.layers.moe.topk import BypassedTopKOutput, StandardTopKOutput
+from sglang.srt.layers.moe.utils import MoeRunnerBackend
+from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
 from sglang.srt.models import gemma4_causal
@@ -25,6 +30,7 @@ from g4lab.patches import (
     counting,
     extend_attention,
     extend_tiles,
+    fused_moe,
     kv_single_gemm,
     kv_write,
     residual_norm,
@@ -60,6 +66,10 @@ def switch(runner, names):
         vars(attn).pop("g4lab_steps", None)
         for name in set(names) & set(ATTENTION):
             attention_body.mark(name)(None, attn)
+    for moe in expert_layers(runner):
+        vars(moe.experts).pop("run_moe_core", None)
+        if "fused_moe" in names:
+            fused_moe._take_over(None, moe)
     if has_extend_kernel(runner):
         around = extend_attention_fwd
         for name in EXTEND:
@@ -77,6 +87,10 @@ def attentions(runner):
 
 def routers(runner):
     return [m for m in runner.model.modules() if isinstance(m, gemma4_causal.Gemma4Router)]
+
+
+def expert_layers(runner):
+    return [m for m in runner.model.modules() if isinstance(m, gemma4_causal.Gemma4MoE)]
 
 
 class Requests:
@@ -243,7 +257,7 @@ def report(runner):
     for router in routers(runner):
         router.norm.with_scale = True  # as the default fix router_scale has it
     prompts = random_prompts((5, 66), runner.model_config.vocab_size, seed=4)
-    alone = {name: (name,) for name in (*ATTENTION, *OTHERS)}
+    alone = {name: (name,) for name in (*ATTENTION, *OTHERS, "fused_moe")}
     together = (*alone, *EXTEND)
     runs = {name: run(runner, names, prompts) for name, names in {"none": (), **alone, "all": together}.items()}
     seen = {name: compared(found, runs["none"]) for name, found in runs.items()}
@@ -254,7 +268,53 @@ def report(runner):
     seen["scaled"] = compared(with_a_scaled_cache(runner, prompts), runs["none"])
     if has_extend_kernel(runner):
         seen["extends"] = extends(runner)
+    if expert_layers(runner):
+        seen["experts"] = experts_that_are_not_taken(expert_layers(runner)[0].experts)
     return seen
+
+
+def experts_that_are_not_taken(experts):
+    """Why fused_moe leaves a layer's call to SGLang, for each change of the real layer or of its call."""
+    tokens, top_k = 3, experts.top_k
+    routing = StandardTopKOutput(torch.ones(tokens, top_k), torch.zeros(tokens, top_k, dtype=torch.int32), None)
+    call = experts.dispatcher.dispatch(torch.ones(tokens, experts.hidden_size, dtype=experts.w13_weight.dtype), routing)
+    config, method = experts.moe_runner_config, experts.quant_method
+    why = {"nothing": fused_moe.cannot_take(experts, call)}
+    for name, value in {
+        "activation": "silu", "is_gated": False, "apply_router_weight_on_input": True, "no_combine": True,
+        "routed_scaling_factor": 2.5, "gemm1_clamp_limit": 7.0, "num_fused_shared_experts": 1,
+        "num_local_experts": config.num_experts // 2,
+    }.items():  # fmt: skip
+        experts.moe_runner_config = dataclasses.replace(config, **{name: value})
+        why[name] = fused_moe.cannot_take(experts, call)
+    experts.moe_runner_config = dataclasses.replace(config, num_experts=512, num_local_experts=512)
+    why["experts"] = fused_moe.cannot_take(experts, call)
+    experts.moe_runner_config = dataclasses.replace(config, activation="gelu_tanh")
+    why["gelu_tanh"] = fused_moe.cannot_take(experts, call)
+    experts.moe_runner_config = config
+    scale = torch.ones(1)
+    for name, changed in {
+        "scaled input": call._replace(hidden_states_scale=scale),
+        "quantised before": call._replace(hidden_states_pre_quant=(scale, scale)),
+        "bypassed routing": call._replace(topk_output=BypassedTopKOutput(call.hidden_states, None, None)),
+        "fp64": call._replace(hidden_states=call.hidden_states.double()),
+    }.items():
+        why[name] = fused_moe.cannot_take(experts, changed)
+    experts.use_intel_amx_backend = True
+    why["AMX"] = fused_moe.cannot_take(experts, call)
+    del experts.use_intel_amx_backend
+    method.with_bias = True
+    why["bias"] = fused_moe.cannot_take(experts, call)
+    method.with_bias = False
+    runner, method.runner = method.runner, MoeRunner(MoeRunnerBackend.TRITON_KERNELS, config)
+    why["runner"] = fused_moe.cannot_take(experts, call)
+    method.runner = runner
+    del experts.quant_method  # a module; the other is none
+    experts.quant_method = object.__new__(Fp8MoEMethod)
+    why["fp8"] = fused_moe.cannot_take(experts, call)
+    del experts.quant_method
+    experts.quant_method = method
+    return why
 
 
 def extends(runner):

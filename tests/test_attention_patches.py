@@ -24,9 +24,14 @@ CLEAR_MARGIN = 1e-3  # as in test_sglang_server.py: fp32 noise is below 1e-4 of 
 STEPS = 2
 # Each model's calls in one step: layers with norms, K=V or KV-shared layers, MoE layers, ends of layers.
 CALLS = {
-    "tiny-moe": {"qkv_norm": 6, "kv_single_gemm": 1, "qkv_norm_rope_kv": 6, "router_norm": 6, "residual_norm": 6},
-    "tiny-ple": {"qkv_norm": 10, "kv_single_gemm": 5, "qkv_norm_rope_kv": 10, "router_norm": 0, "residual_norm": 20},
-}
+    "tiny-moe": {
+        "qkv_norm": 6, "kv_single_gemm": 1, "qkv_norm_rope_kv": 6, "router_norm": 6, "residual_norm": 6, "fused_moe": 6,
+    },
+    "tiny-ple": {
+        "qkv_norm": 10, "kv_single_gemm": 5, "qkv_norm_rope_kv": 10, "router_norm": 0, "residual_norm": 20,
+        "fused_moe": 0,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -115,3 +120,32 @@ def test_prefix_window_and_draft_tree_keep_tokens_and_cache(seen, name):
     assert found["counts"] == {name: 3 * 6}
     tiles = {"head_dim 32: 128x64 w4 s1": 3 * 5, "head_dim 64: 128x64 w4 s1": 3}  # SGLang's own on a CPU is 64x64
     assert found["notes"] == ({name: {"tiles": tiles}} if name == "extend_tiles" else {})
+
+
+# What is changed in patched_model.py's layer or call -> why SGLang keeps it.
+NOT_TAKEN = {
+    "nothing": None,
+    "gelu_tanh": None,
+    "activation": "the activation silu",
+    "is_gated": "the activation gelu",
+    "apply_router_weight_on_input": "routing weights on the input",
+    "no_combine": "no sum over experts",
+    "routed_scaling_factor": "a scaled sum over experts",
+    "gemm1_clamp_limit": "an activation with limits",
+    "num_fused_shared_experts": "shared experts among the routed",
+    "num_local_experts": "experts spread over processes",
+    "experts": "512 experts",
+    "scaled input": "quantised activations",
+    "quantised before": "quantised activations",
+    "bypassed routing": "routing of another format",
+    "fp64": "dtypes torch.float32, torch.float64",
+    "AMX": "weights packed for AMX",
+    "bias": "biases",
+    "runner": "the MoE runner triton_kernel",
+    "fp8": "weights of Fp8MoEMethod",
+}
+
+
+def test_experts_that_ours_does_not_take_stay_with_sglang_with_the_reason(seen):
+    model, runs = seen
+    assert runs.get("experts") == (NOT_TAKEN if model == "tiny-moe" else None)

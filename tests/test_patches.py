@@ -25,6 +25,7 @@ KERNELS = (
     "residual_norm",
     "extend_tiles",
     "extend_attention",
+    "fused_moe",
 )
 
 

@@ -7,6 +7,7 @@ from g4lab.patches import (
     dummy_weights,
     extend_attention,
     extend_tiles,
+    fused_moe,
     residual_norm,
     routed_experts,
     router,
@@ -25,6 +26,7 @@ REGISTRY: dict[str, Patch] = build(
         residual_norm.PATCH,
         extend_tiles.PATCH,
         extend_attention.PATCH,  # after extend_tiles: around it, so that what it declines gets our tile
+        fused_moe.PATCH,
         sglang_fixes.ROUTER_SCALE,
         sglang_fixes.SWA_DECODE_WINDOW,
         sglang_fixes.MTP_PP_PROXY,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from g4lab import env
 from g4lab.errors import Unavailable, bad
-from g4lab.patches import transformers_attention, transformers_layer, transformers_router
+from g4lab.patches import transformers_attention, transformers_experts, transformers_layer, transformers_router
 
 if TYPE_CHECKING:
     import torch
 
-NAMES = ("router", "router_norm", "qkv_norm", "residual_norm", "extend_attention")
+NAMES = ("router", "router_norm", "qkv_norm", "residual_norm", "extend_attention", "fused_moe")
 _KEPT = "_g4lab_forward"  # what the module's own __dict__ held as forward before, if anything
 
 
@@ -86,6 +86,7 @@ def _kind(name: str) -> type:
     kinds = {
         "qkv_norm": gemma4.Gemma4TextAttention,
         "residual_norm": gemma4.Gemma4TextDecoderLayer,
+        "fused_moe": gemma4.Gemma4TextExperts,
         "extend_attention": gemma4.Gemma4TextModel,  # its config, which its layers share, names the attention
     }
     return kinds.get(name, gemma4.Gemma4TextRouter)
@@ -97,4 +98,6 @@ def _forward(module, steps: frozenset[str]) -> Callable:
         return functools.partial(transformers_layer.attend, module)
     if "residual_norm" in steps:
         return functools.partial(transformers_layer.decode_layer, module)
+    if "fused_moe" in steps:
+        return functools.partial(transformers_experts.run, module)
     return functools.partial(transformers_router.forward, module, steps)
