@@ -17,6 +17,7 @@ CASES = {
     "extend_attention": "g4lab.kernels.extend_attention:compile_case",
     "sglang_extend_attention": "g4lab.tuning.peers:sglang_extend_attention",
     "fused_moe": "g4lab.kernels.fused_moe:compile_case",
+    "sglang_fused_moe": "g4lab.tuning.peers:sglang_fused_moe",
     "sglang_router": "g4lab.tuning.peers:sglang_router",
     "sglang_qkv_norm": "g4lab.tuning.peers:sglang_qkv_norm",
     "sglang_residual_norm": "g4lab.tuning.peers:sglang_residual_norm",

@@ -5,6 +5,7 @@ import importlib
 from g4lab.errors import Unavailable, bad
 from g4lab.kernels.compile_case import CompileCase
 from g4lab.kernels.extend_tiles import ExtendTile, pick_tile
+from g4lab.kernels.moe_tiles import MoETile, pick_config
 
 
 def sglang_router(*, dtype="bf16", num_experts=128, top_k=8):
@@ -112,6 +113,50 @@ def sglang_extend_attention(
     }
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     return CompileCase(_sglang("attention.extend_attention", "_fwd_kernel"), signature, constants, options)
+
+
+def sglang_fused_moe(
+    *, dtype="bf16", product="gate_up", hidden=2816, width=704, num_experts=128, top_k=8, tile=None
+):  # fmt: skip
+    """SGLang's `fused_moe_kernel` for the "gate_up" or the "down" product, unquantised, no expert on another rank.
+
+    Without the wait for and the release of the launches around it that it has on sm_90 and later (PDL).
+    """
+    import triton.language as tl
+
+    types = {"bf16": tl.bfloat16, "fp16": tl.float16}
+    if product not in ("gate_up", "down"):
+        raise bad("product", product, "gate_up or down")
+    if dtype not in types:
+        raise bad("dtype", dtype, "one of " + ", ".join(types))
+    tile = tile or getattr(pick_config(8192, top_k, num_experts), product)
+    if not isinstance(tile, MoETile):
+        raise bad("tile", tile, "a MoETile, or None")
+    down = product == "down"
+    signature = {f"{name}_ptr": f"*{dtype}:16" for name in "abc"} | {"topk_weights_ptr": "*fp32:16"}
+    signature |= dict.fromkeys(("sorted_token_ids_ptr", "expert_ids_ptr", "num_tokens_post_padded_ptr"), "*i32:16")
+    signature |= dict.fromkeys(("EM", "num_valid_tokens"), "i32")
+    strides = ("am", "be", "bn", "bias_e", "bias_n", "cm", "asm", "ask", "bse", "bsk", "bsn")
+    signature |= dict.fromkeys(("N", "K", *(f"stride_{name}" for name in strides)), "i32:16")
+    absent = ("a_desc", "b_desc", "bias_ptr", "a_scale_ptr", "b_scale_ptr", "add_mask_ptr")
+    off = ("use_fp8_w8a8", "use_int8_w8a8", "use_int8_w8a16", "per_channel_quant", "c_sorted", "filter_expert")
+    off += ("swap_ab", "FUSE_ADD_TO_OUTPUT", "MASK_OUTPUT", "FUSE_SUM_ALL_REDUCE", "LORA_PRESERVE_BASE")
+    off += ("FUSE_SWIGLU", "USE_GDC", "GDC_EARLY")
+    constants = dict.fromkeys(absent) | dict.fromkeys(off, False) | dict.fromkeys(("group_n", "group_k"), 0)
+    constants |= dict.fromkeys(("stride_ak", "stride_bk", "stride_cn"), 1)
+    constants |= {
+        "BLOCK_SIZE_M": tile.block_m,
+        "BLOCK_SIZE_N": tile.block_n,
+        "BLOCK_SIZE_K": tile.block_k,
+        "GROUP_SIZE_M": tile.group_m,
+        "MUL_ROUTED_WEIGHT": down,
+        "top_k": 1 if down else top_k,
+        "ROUTER_TOPK": top_k,
+        "compute_type": types[dtype],
+        "even_Ks": (width if down else hidden) % tile.block_k == 0,
+    }
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    return CompileCase(_sglang("moe.fused_moe_triton_kernels", "fused_moe_kernel"), signature, constants, options)
 
 
 _NORMS = "layernorm.gemma4_fused_ops"

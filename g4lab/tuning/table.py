@@ -6,6 +6,7 @@ import pandas as pd
 
 from g4lab.errors import bad
 from g4lab.kernels.extend_tiles import pick_tile
+from g4lab.kernels.moe_tiles import pick_config
 from g4lab.tuning.extend_shapes import shape
 from g4lab.tuning.facts import compile_many
 from g4lab.tuning.machine_code import parse
@@ -33,6 +34,10 @@ def _extend(table: str, *names: str) -> list[dict]:
     return found
 
 
+_EXPERTS = [
+    {"product": product, "tile": getattr(pick_config(tokens, 8, 128), product)}
+    for tokens in (16, 8192) for product in ("gate_up", "down")
+]  # fmt: skip
 _PREFILL = ("prefill long sliding tp1", "prefill long full tp1")
 CHOICES: dict[str, list[dict]] = {
     "router": [{"dtype": dtype} for dtype in ("bf16", "fp32")],
@@ -48,6 +53,8 @@ CHOICES: dict[str, list[dict]] = {
     "dual_residual_norm": _ENDS,
     "extend_attention": _extend("g4lab", *_PREFILL, "verify summarization sliding tp1"),
     "sglang_extend_attention": _extend("sglang", *_PREFILL),
+    "fused_moe": _EXPERTS,
+    "sglang_fused_moe": _EXPERTS[2:],
     "sglang_router": [{}],
     "sglang_qkv_norm": [{"mode": "QKV", **SLIDING, "tokens": t} for t in (1, 512)]
     + [{"mode": "QKV", **FULL, "tokens": t} for t in (1, 512)],
