@@ -142,6 +142,64 @@ def extend(
 
 
 @app.command()
+def moe(
+    records_dir: Annotated[
+        Path | None, typer.Option("--records", help="Folder for the records.", show_default="this run's records")
+    ] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="Only this size; may be given again.", show_default="1 to 8192")
+    ] = None,
+    tp: Annotated[str, typer.Option(help="Ranks that share each expert's width, with commas; one of them runs.")] = "1",
+    routing: Annotated[str, typer.Option(help="uniform, zipf, zipf:S or recorded:FILE.")] = "uniform",
+    configs: Annotated[
+        Path | None,
+        typer.Option(help="Config files to time SGLang with: a value for SGLANG_MOE_CONFIG_DIR.", show_default="none"),
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave this provider out; may be given again.", show_default="none")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=10, help="Samples per provider and size, at most.")] = 200,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of all samples of a size; long kernels get fewer.")] = 8,
+) -> None:
+    """The expert layer of 26B-A4B: every output within its error budget, then time against SGLang with upstream's and
+    with g4lab's config files, PyTorch's grouped_mm, vLLM, an empty launch and a copy of the touched weights' bytes.
+
+    Shows µs per call, TFLOP/s and GB/s beside what this GPU reaches, and whether the goals are met. A size's records
+    are kept as soon as it is timed. Without a GPU it says what could not run and why, and times nothing.
+
+    Examples:
+
+    - `g4lab bench moe --records data/records/nvidia-h200`
+    - `g4lab bench moe --tokens 1 --tokens 16 --tp 1,2 --rounds 50`
+    - `g4lab bench moe --configs tuned --without vLLM`
+    """
+    from rich.console import Console
+
+    from g4lab.bench import moe as bench
+    from g4lab.bench.moe_goals import goals
+    from g4lab.bench.moe_proof import CLAIM, prove
+    from g4lab.bench.suite import Suite
+    from g4lab.commands import _suite
+    from g4lab.commands._table import frame_table
+    from g4lab.errors import bad
+
+    if not all(part.isdigit() for part in tp.split(",")):
+        raise bad("tp", tp, "numbers of ranks with commas between, as 1,2")
+    ranks = [int(part) for part in tp.split(",")]
+    chosen = bench.choose(tokens, ranks, without or (), routing=routing, files=configs)  # an error before anything runs
+
+    def show(times):
+        console = Console()
+        for title, table in bench.tables(times):
+            console.print(title, frame_table(table.round(3)))
+        console.print(frame_table(goals(times)))
+
+    errors, measure = partial(prove, chosen), partial(bench.measure, chosen, rounds=rounds, seconds=seconds)
+    available = partial(bench.availability, configs)
+    _suite.run(Suite("moe", errors, measure, bench.KEYS, available, CLAIM), records_dir, show)
+
+
+@app.command()
 def ceilings(
     records_dir: Annotated[
         Path | None, typer.Option("--records", help="Folder for the record.", show_default="this run's records")
