@@ -112,7 +112,8 @@ def test_torch_native_serves_transformers_tokens(truth, tmp_path):
     with sglang_server("tiny-moe", patches="all,expert_load", log_dir=tmp_path) as server:
         assert served(server, prompts) == tokens
         counters, states = server.counters(), server.states()
-        in_each_layer = {counters[name] for name in ("router", "router_norm", "qkv_norm_rope_kv", "residual_norm")}
+        patched = ("router", "router_norm", "qkv_norm_rope_kv", "residual_norm", "fused_moe")
+        in_each_layer = {counters[name] for name in patched}
         assert in_each_layer == {6 * counters["kv_single_gemm"]}  # one of six layers has K=V
         assert counters["kv_single_gemm"] >= len(prompts) * NEW_TOKENS
         assert counters.get("router_scale", 0) == 0  # router_norm reads the scale itself
@@ -204,10 +205,13 @@ def test_mtp_serves_the_same_tokens_and_some_drafts_are_right(truth, draft, tmp_
         assert "extend_tiles" not in counters  # nothing was declined, no verify's mask either
         assert counters["mtp_pp_proxy"] > 0
         # The target's layers and the assistant's, which read the target's K and V: they project and norm q alone.
-        assert counters["qkv_norm_rope_kv"] == counters["residual_norm"] > counters["router_norm"] == counters["router"]
+        assert counters["qkv_norm_rope_kv"] == counters["residual_norm"] > counters["router_norm"]
+        assert counters["router_norm"] == counters["router"] == counters["fused_moe"]
         draft_layers = counters["residual_norm"] - counters["router"]
         assert counters["kv_single_gemm"] == draft_layers + counters["router"] / 6
-        assert alive_in(load(profile_server(server, "prefill", 1, 16, 1, out=tmp_path)), "extend_attention").alive
+        trace = load(profile_server(server, "prefill", 1, 16, 1, out=tmp_path))
+        assert alive_in(trace, "extend_attention").alive
+        assert alive_in(trace, "fused_moe").alive
 
 
 def test_mtp_fails_without_its_fix(draft, tmp_path):

@@ -8,6 +8,7 @@ from g4lab.patches import (
     extend_attention,
     extend_tiles,
     fused_moe,
+    moe_configs,
     residual_norm,
     routed_experts,
     router,
@@ -27,6 +28,7 @@ REGISTRY: dict[str, Patch] = build(
         extend_tiles.PATCH,
         extend_attention.PATCH,  # after extend_tiles: around it, so that what it declines gets our tile
         fused_moe.PATCH,
+        moe_configs.PATCH,
         sglang_fixes.ROUTER_SCALE,
         sglang_fixes.SWA_DECODE_WINDOW,
         sglang_fixes.MTP_PP_PROXY,

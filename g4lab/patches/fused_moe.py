@@ -89,6 +89,10 @@ PATCH = Patch(
     requires="a model with experts, unquantised, on one process or split by tensor parallelism, MoE runner triton",
     counts="calls of the kernels, one for each MoE layer and forward pass",
     kernel="_gate_up_kernel",
-    gone={"kernels": ("^fused_moe_kernel",), "operators": ()},
+    # On the CPU SGLang sorts the pairs by expert with argsort; the dense MLP has the GELU, too.
+    gone={
+        "kernels": ("^fused_moe_kernel", "moe_align_block_size", "moe_sum_reduce"),
+        "operators": ("^aten::argsort$",),
+    },
     declines=needs_interpreter,
 )
