@@ -5,11 +5,13 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 
-from g4lab.errors import BadInput
-from g4lab.tuning import draw_expert_load, draw_moe_flow, expert_load, moe_shapes
+from g4lab.errors import BadInput, Unavailable
+from g4lab.quality import draw_extend_grid
+from g4lab.tuning import draw_expert_load, draw_moe_flow, draw_moe_keys, expert_load, moe_keys, moe_shapes
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +54,38 @@ def test_padding_shows_what_was_counted_on_the_line_expected():
     assert list(dots.get_ydata()) == list(table.wasted_pct)
     assert line.get_ydata()[0] == dots.get_ydata()[0] == pytest.approx(100 * 30 / 32)
     assert list(fig.axes[0].lines[1].get_ydata()) == [2, 8]
+
+
+def test_a_grid_s_cell_that_was_not_run_is_empty():
+    rows = [{"config": c, "case": "a", "dtype": "bf16", "ratio": 0.4} for c in ("x", "y")]
+    frame = pd.DataFrame([*rows, {"config": "x", "case": "b", "dtype": "bf16", "ratio": 0.2}])
+    ax = draw_extend_grid.draw(frame, "here", "config").axes[0]
+    assert texts(ax) == ["40", "40", "20"]
+    assert not ax.patches
+
+
+def test_upstream_s_files_key_by_key():
+    configs = moe_keys.upstream()
+    frame = moe_keys.by_key(configs, moe_shapes.of()[0], [1, 64, 8192]).set_index(["tokens", "product"])
+    assert list(frame.key) == [1, 1, 64, 64, 1024, 1024]
+    for (tokens, product), row in frame.iterrows():
+        tile = getattr(configs[row.key], product)
+        inner, outer = {"gate_up": (2816, 1408), "down": (704, 2816)}[product]
+        assert (row.steps - 1) * tile.block_k < inner <= row.steps * tile.block_k
+        assert row.programs == pytest.approx(row.blocks * -(-outer // tile.block_n))
+        if tokens == 1:
+            assert row.blocks == pytest.approx(8)
+    ax = draw_moe_keys.draw(frame.reset_index(), max(configs), "published", "files").axes[0]
+    assert [bar.get_height() for bar in ax.patches][:3] == list(frame.xs("gate_up", level=1).steps)
+
+
+def test_gate_and_up_in_one_program():
+    config, shape = moe_keys.upstream()[64], moe_shapes.of(sizes=(64,))[0]
+    apart, paired = (moe_keys.launches(config, shape, paired=paired).loc["gate_up"] for paired in (False, True))
+    assert paired.programs == apart.programs / 2
+    assert paired.stages_kib > apart.stages_kib
+
+
+def test_upstream_without_a_file():
+    with pytest.raises(Unavailable, match="has no E=3,N=704"):
+        moe_keys.upstream(num_experts=3)

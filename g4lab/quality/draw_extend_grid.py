@@ -1,7 +1,8 @@
-"""Figure of the correctness grid: for each case and head dim, how much of its budget the error takes."""
+"""Figure of the correctness grid: for each case and head dim or config, how much of its budget the error takes."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from g4lab.figures import INK, PALETTE, house_style, stamp
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw(frame: pd.DataFrame, source: str) -> Figure:
-    """`extend_grid.grid`'s frame as a heat map for each dtype; a cell beyond its budget is framed."""
+def draw(frame: pd.DataFrame, source: str, across: str = "head_dim") -> Figure:
+    """A grid's frame (`extend_grid.grid`, `moe_grid.grid`) as a heat map for each dtype; a cell beyond its budget is
+    framed, one that was not run is empty. across: the frame's column whose values stand side by side."""
     import matplotlib.pyplot as plt
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
@@ -20,17 +22,19 @@ def draw(frame: pd.DataFrame, source: str) -> Figure:
     house_style()
     dtypes = list(dict.fromkeys(frame.dtype))
     cases = list(dict.fromkeys(frame.case))
-    columns = list(dict.fromkeys(frame.head_dim))
+    columns = list(dict.fromkeys(frame[across]))
     size = (3.4 + 4.2 * len(dtypes), 0.29 * len(cases) + 1.5)
     fig, axes = plt.subplots(1, len(dtypes), figsize=size, sharey=True, squeeze=False)
     shades = LinearSegmentedColormap.from_list("budget", ["#FFFFFF", PALETTE[4], PALETTE[0]])
     for ax, dtype in zip(axes[0], dtypes, strict=True):
         rows = frame[frame["dtype"] == dtype]
-        table = rows.pivot(index="case", columns="head_dim", values="ratio").loc[cases, columns]
+        table = rows.pivot(index="case", columns=across, values="ratio").loc[cases, columns]
         image = ax.imshow(100 * table.clip(upper=1), cmap=shades, vmin=0, vmax=100, aspect="auto")
         for y, case in enumerate(cases):
-            for x, head_dim in enumerate(columns):
-                ratio = table.loc[case, head_dim]
+            for x, column in enumerate(columns):
+                ratio = table.loc[case, column]
+                if math.isnan(ratio):
+                    continue
                 ink = "white" if ratio > 0.7 else INK
                 ax.text(x, y, f"{100 * ratio:.0f}", ha="center", va="center", fontsize=8, color=ink)
                 if not ratio <= 1:
@@ -38,7 +42,7 @@ def draw(frame: pd.DataFrame, source: str) -> Figure:
                     ax.add_patch(box)
         ax.set_xticks(range(len(columns)), columns)
         ax.set_yticks(range(len(cases)), cases, fontsize=9)
-        ax.set(xlabel="head dim", title=dtype)
+        ax.set(xlabel=across.replace("_", " "), title=dtype)
         ax.tick_params(length=0)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)

@@ -18,7 +18,7 @@ STAGES = {
     "SGLang": (
         ("align\npairs by expert,\npadded to blocks", "", ""),
         ("gate_up\ngrouped GEMM", "pairs", "2 I"),
-        ("activation\nGELU-tanh\nand multiply", "pairs", "I"),
+        ("activation\nGELU\nand multiply", "pairs", "I"),
         ("down\ngrouped GEMM, then\ntimes routing weight", "pairs", "H"),
         ("sum\nover the K pairs\nof a token", "tokens", "H"),
     ),
