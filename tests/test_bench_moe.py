@@ -247,6 +247,15 @@ def test_what_cannot_be_chosen(tmp_path):
             moe.choose(without=[name])
 
 
+def test_files_that_g4lab_ships_are_the_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(moe_configs, "SHIPPED", tmp_path)
+    assert moe.choose().files is None
+    moe_configs.write(tmp_path, 128, 704, "NVIDIA H200", {1: TILES})
+    chosen = moe.choose()
+    assert chosen.files == tmp_path
+    assert [provider.files for provider in chosen.providers if provider.name == moe.FILES] == [tmp_path]
+
+
 def test_without_files_their_provider_says_so(tmp_path):
     missing = {provider.name: provider.missing() for provider in moe.providers()}
     assert "g4lab ships no config files: none are measured" in missing[moe.FILES]
@@ -261,8 +270,10 @@ def test_nothing_is_proved_or_timed_without_a_gpu(work):
 
 
 @no_gpu
-def test_the_command_says_what_could_not_run(tmp_path):
+def test_the_command_says_what_could_not_run(tmp_path, monkeypatch):
     from g4lab.commands.bench import app
+
+    monkeypatch.setattr(moe_configs, "SHIPPED", tmp_path / "none")
 
     done = CliRunner().invoke(app, ["moe", "--records", str(tmp_path)], env={"COLUMNS": "250"})
     assert isinstance(done.exception, Unavailable)
@@ -304,6 +315,42 @@ def test_the_table_of_floors_has_every_size_and_rises():
 
 
 # From here on figures are made up, to show what is done with samples; none was measured.
+
+
+@no_gpu
+def test_measures_every_case_and_keeps_it(sglang, tmp_path, monkeypatch):
+    """All but the clock and the ceilings, which are a GPU's: these take made-up times."""
+    us = {moe.BASELINE: 60, suite.again(moe.BASELINE): 60, moe.FILES: 50, moe.OURS: 40, suite.EMPTY: 2, moe.COPY: 25}
+
+    def times(providers, shape, **options):
+        assert set(options) == {"rounds", "seconds"}
+        samples = {name: dict.fromkeys(READINGS, t * np.linspace(0.99, 1.01, 21)) for name, t in us.items()}
+        return {p.name: Timed(samples[p.name]) if p.name in us else Timed({}, "not here") for p in providers}
+
+    monkeypatch.setattr(moe.timing, "require_gpu", lambda: None)
+    monkeypatch.setattr(moe.timing, "time_providers", times)
+    monkeypatch.setattr(moe.ceilings, "measure", lambda: Ceilings("made up", 4000, 800, 2.0, "live", "made up"))
+    moe_configs.write(tmp_path, 128, 704, "NVIDIA H200", {1: TILES})
+    kept = []
+    frame = moe.measure(moe.choose(files=tmp_path), keep=kept.append)
+    assert [part.tokens.unique().tolist() for part in kept] == [[size] for size in SIZES]
+    found = frame[(frame.provider == moe.FILES) & (frame.reading == "warm")]
+    assert found.config.tolist() == ["16x32x32 g1 w4 s2, down 16x64x16 g2 w4 s2"] * len(SIZES)
+    assert found.speedup.tolist() == pytest.approx([1.2] * len(SIZES))
+    baseline = frame[frame.provider == moe.BASELINE].config
+    assert not baseline.str.contains("no file|down").any(), "upstream has files for an H200, and they are twins"
+    assert baseline.nunique() > 3
+    assert goals(frame).verdict.tolist()[:8] == [MET] * 8
+    assert moe.config_of(moe.BASELINE, of(tp=2, sizes=[1])[0]).endswith("(no file: SGLang's default)")
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=lambda s: s.name)
+def test_the_copy_moves_as_many_bytes_as_the_touched_weights_have(shape, monkeypatch):
+    moved = []
+    monkeypatch.setattr(moe, "copying", lambda count, device: moved.append(count) or (lambda: None))
+    moe.copy(shape, DEVICE)()
+    assert moved == [moe_cases.load(shape)[0] * 3 * shape.hidden * shape.width * 2] * moe_cases.LAYERS
+    moe.empty(shape, DEVICE)()
 
 
 def made_up_times(us: dict, about):

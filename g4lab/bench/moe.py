@@ -44,7 +44,7 @@ class _WithFiles(Provider):
     files: Path | None = None
 
     def missing(self) -> str:
-        none = "" if self.files else "g4lab ships no config files: none are measured; --configs FOLDER times others"
+        none = "" if self.files else "g4lab ships no config files: none are measured (--configs FOLDER: time others)"
         return super().missing() or none
 
 
@@ -58,20 +58,21 @@ def ours(shape: MoEShape, device: str = "cuda", tokens: Sequence[int] | None = N
     return lambda: fused_moe(hidden, *next(turns), weights, ids, config=config, out=out)
 
 
-def _empty(shape: MoEShape):
-    tensor = inputs(shape).x
+def empty(shape: MoEShape, device: str = "cuda"):
+    """An empty launch."""
+    tensor = inputs(shape, device).x
     return lambda: launch_empty(tensor)
 
 
-def _copy(shape: MoEShape):
+def copy(shape: MoEShape, device: str = "cuda"):
     """Moves as many bytes as the touched experts' weights have, from and to buffers that take turns."""
     moved = int(weight_bytes(shape, moe_cases.load(shape)[0])[LAYER])
-    turns = itertools.cycle([copying(moved) for _ in range(LAYERS)])
+    turns = itertools.cycle([copying(moved, device) for _ in range(LAYERS)])
     return lambda: next(turns)()
 
 
 def providers(files: Path | None = None) -> tuple[Provider, ...]:
-    """All of them. files: a value for SGLANG_MOE_CONFIG_DIR, to time SGLang with."""
+    """All of them. files: a value for SGLANG_MOE_CONFIG_DIR, to time SGLang with; None: there are none."""
     return (
         Provider(BASELINE, moe_peers.sglang, "sglang"),
         Provider(suite.again(BASELINE), moe_peers.sglang, "sglang"),
@@ -80,8 +81,8 @@ def providers(files: Path | None = None) -> tuple[Provider, ...]:
         Provider("PyTorch grouped_mm", moe_peers.grouped_mm),
         Provider("eager PyTorch, gathered weights", moe_peers.gathered),
         Provider("vLLM", moe_peers.vllm, "vllm"),
-        Provider(suite.EMPTY, _empty),
-        Provider(COPY, _copy),
+        Provider(suite.EMPTY, empty),
+        Provider(COPY, copy),
     )
 
 
@@ -94,11 +95,18 @@ class Choice:
     files: Path | None
 
 
+def shipped() -> Path | None:
+    """Where g4lab's config files are, measured ones (`g4lab tune moe` writes them there); None while there are none."""
+    return moe_configs.SHIPPED if any(moe_configs.SHIPPED.glob("configs/triton_*/E=*.json")) else None
+
+
 def choose(
     tokens: Sequence[int] | None = None, tp: Sequence[int] = (1,), without: Sequence[str] = (), *,
     routing: str = "uniform", files: Path | None = None,
 ) -> Choice:  # fmt: skip
     """26B-A4B's layer on one of `tp` ranks (its experts' width divided) with these numbers of tokens (None: SIZES).
+
+    files: as for `providers`; None: those that g4lab ships.
 
     Raises:
         BadInput: a number of tokens below 1, a tp that does not divide the width, an unknown routing, a name in
@@ -108,6 +116,7 @@ def choose(
     for each in tokens or ():
         if each < 1:
             raise bad("tokens", each, "1 or more")
+    files = files or shipped()
     if files is not None:
         moe_configs.check_root(files)
     found = providers(files)
@@ -200,4 +209,4 @@ def tables(times: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def availability(files: Path | None = None) -> pd.DataFrame:
     """`suite.availability` of this suite's providers."""
-    return suite.availability(providers(files))
+    return suite.availability(providers(files or shipped()))

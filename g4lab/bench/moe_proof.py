@@ -94,7 +94,7 @@ def truth(shape: MoEShape, device: str) -> Truth:
     arguments = (x.x[tokens], *x.layers[0], x.topk_weights[tokens], x.topk_ids[tokens])
     rows = fused_moe_reference(*arguments, compute=torch.float64)
     low = fused_moe_reference(*arguments, compute=dtype)
-    return Truth(tokens, rows, row_budget(rows, low, dtype, shape.hidden, shape.width))
+    return Truth(tokens, rows, row_budget(rows, low, dtype, shape.hidden + shape.width))
 
 
 def check(out: torch.Tensor, expected: Truth) -> dict:

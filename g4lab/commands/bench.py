@@ -153,7 +153,10 @@ def moe(
     routing: Annotated[str, typer.Option(help="uniform, zipf, zipf:S or recorded:FILE.")] = "uniform",
     configs: Annotated[
         Path | None,
-        typer.Option(help="Config files to time SGLang with: a value for SGLANG_MOE_CONFIG_DIR.", show_default="none"),
+        typer.Option(
+            help="Config files to time SGLang with: a value for SGLANG_MOE_CONFIG_DIR.",
+            show_default="those g4lab ships",
+        ),
     ] = None,
     without: Annotated[
         list[str] | None, typer.Option(help="Leave this provider out; may be given again.", show_default="none")
