@@ -106,6 +106,78 @@ def _tune(kernel: str, arch: str, shapes: list[str] | None, dry_run: bool, out: 
     print(f"table in {table}")
 
 
+@app.command()
+def moe(
+    arch: Arch = "sm_90",
+    model: Annotated[str, typer.Option(help="A model with experts.")] = "26b-a4b",
+    tp: Annotated[str, typer.Option(help="Ranks that share each expert, with commas.")] = "1,2,4",
+    routing: Annotated[str, typer.Option(help="uniform, zipf, zipf:S or recorded:FILE.")] = "uniform",
+    kernel: Annotated[
+        str, typer.Option(help="sglang_fused_moe, which reads files, or fused_moe.")
+    ] = "sglang_fused_moe",
+    dry_run: DryRun = False,
+    out: Out = None,
+    files: Annotated[
+        Path | None,
+        typer.Option(help="Where timed configs go, laid out for SGLANG_MOE_CONFIG_DIR.", show_default="with g4lab"),
+    ] = None,
+) -> None:
+    """Tiles for both products of the expert layer, 1 to 16384 tokens, with one block_m for both, and SGLang's files.
+
+    Config files are written from timings alone, so only with a GPU and for it; without one the table says what compile
+    facts and a simple model say. Also reports what SGLang's lookup of the nearest size loses between sizes. The first
+    run compiles for some minutes; facts are cached.
+
+    Examples:
+
+    - `g4lab tune moe --model 26b-a4b --tp 1,2,4 --arch sm_90 --dry-run`
+    - `g4lab tune moe --tp 1 --routing zipf:0.5 --out zipf.json`
+    """
+    from g4lab import env
+    from g4lab.commands._progress import bar
+    from g4lab.errors import bad
+    from g4lab.tuning import moe_report, moe_tune
+    from g4lab.tuning.moe_shapes import OFF_KEY
+
+    ranks = _ranks(tp)
+    shapes, between = (moe_tune.shapes(model, ranks, routing, sizes) for sizes in (moe_tune.KEYS, OFF_KEY))
+    usual = (model, ranks, routing) == ("26b-a4b", [1, 2, 4], "uniform")
+    table = out or (env.data_dir() / "tiles" / arch / f"{kernel}.json" if usual else None)
+    timer, why_not = _timer(kernel, arch, dry_run, "moe_tile_timing")
+    if timer and table is None:
+        raise bad("out", None, "a file: timings go beside it, and the table in data/ is for the defaults alone")
+    with bar("compiling") as advance:
+        compiled = moe_tune.compile_tiles(kernel, arch, [*shapes, *between], progress=advance)
+    tuned, between = moe_tune.survey(compiled, shapes), moe_tune.survey(compiled, between)
+    if table:
+        timings = table.with_suffix(".timings.jsonl")
+        with bar("timing") as advance:
+            tuned = moe_tune.time_survivors(compiled, tuned, timer, timings, progress=advance)
+        with bar("timing between") as advance:
+            between = moe_tune.time_survivors(compiled, between, timer, timings, keyed=tuned, progress=advance)
+    losses = moe_report.off_key(compiled, tuned, between)
+    _show(moe_report.pruning(tuned), moe_report.ranking(tuned), losses)
+    print("\n".join(moe_report.words(tuned)))
+    if why_not:
+        print(why_not + "; no config files written, which are made from timings alone")
+    elif kernel == moe_tune.SGLANG:
+        print("config files: " + ", ".join(map(str, moe_tune.write_files(compiled, tuned, files))))
+    if not table:
+        print("no table written: the one in data/ is for the defaults (--out FILE writes another)")
+        return
+    env.atomic_write(table, moe_tune.table(compiled, tuned, losses.to_dict("records")))
+    print(f"table in {table}")
+
+
+def _ranks(text: str) -> list[int]:
+    from g4lab.errors import bad
+
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise bad("tp", text, "numbers of ranks with commas between: 1,2,4")
+    return [int(part) for part in parts]
+
+
 def _show(*frames) -> None:
     import sys
 
@@ -117,17 +189,17 @@ def _show(*frames) -> None:
         Console(width=None if sys.stdout.isatty() else 200).print(frame_table(frame))
 
 
-def _timer(kernel: str, arch: str, dry_run: bool):
+def _timer(kernel: str, arch: str, dry_run: bool, module: str = "tile_timing"):
     """The timer of this machine's GPU, or None and the reason why nothing is timed."""
+    import importlib
+
     from g4lab import env
     from g4lab.errors import Unavailable, bad
 
     if dry_run:
         return None, "nothing timed: --dry-run"
     try:
-        from g4lab.bench.tile_timing import timer
-
-        found = timer(kernel)
+        found = importlib.import_module(f"g4lab.bench.{module}").timer(kernel)
     except Unavailable as error:
         return None, f"nothing timed: {error}"
     here = env.machine()["gpus"][0]["sm"]

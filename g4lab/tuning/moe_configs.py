@@ -29,6 +29,7 @@ FIELDS = {
 }
 TMA = "USE_TMA"  # SGLang takes it out of the options before the launch; absent means no
 VARIABLE = "SGLANG_MOE_CONFIG_DIR"
+SHIPPED = Path(__file__).with_name("moe_files")  # those that g4lab comes with, measured ones only
 DTYPES = (None, "float32", "fp8_w8a8", "int8_w8a8", "int8_w8a16", "int4_w4a16")
 Entries = dict[int, dict]
 

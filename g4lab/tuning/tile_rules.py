@@ -13,9 +13,10 @@ blocks per SM and fewer bytes moved pull apart, and that is left to the model or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from g4lab.kernels.extend_tiles import ExtendTile
+from g4lab.kernels.moe_tiles import MoETile
 from g4lab.tuning import arches, tile_model
 from g4lab.tuning.chips import Chip
 from g4lab.tuning.extend_shapes import BYTES, ExtendShape
@@ -31,9 +32,9 @@ BOUND_RATIO = 2.0
 class Candidate:
     """A tile with its compile facts; `same`: tiles that differ in stages alone and compile to the same machine code."""
 
-    tile: ExtendTile
+    tile: ExtendTile | MoETile
     facts: CompileFacts
-    same: tuple[ExtendTile, ...] = ()
+    same: tuple[ExtendTile | MoETile, ...] = ()
 
     @property
     def tiles(self) -> tuple[ExtendTile, ...]:
@@ -84,7 +85,7 @@ def spills_little(chip: Chip, shape: ExtendShape, each: Candidate, share: float 
 def merge_same(candidates: Sequence[Candidate]) -> list[Candidate]:
     """One candidate, the one with the fewest stages, for all whose machine code is the same."""
     found: dict[tuple, Candidate] = {}
-    for each in sorted(candidates, key=lambda c: _key(c.tile)):
+    for each in sorted(candidates, key=lambda c: astuple(c.tile)):
         code = (each.facts.sass, each.facts.shared)
         first = found.setdefault(code, each)
         if first is not each:
@@ -116,7 +117,3 @@ def too_much_work(kernel: Tunable, chip: Chip, shape: ExtendShape, candidates: S
     bounds = [tile_model.bound(kernel, chip, shape, each.tile, each.facts.mma) for each in candidates]
     limit = BOUND_RATIO * min(bounds, default=0.0)
     return [each for each, least in zip(candidates, bounds, strict=True) if least > limit]
-
-
-def _key(tile: ExtendTile) -> tuple[int, int, int, int]:
-    return tile.block_m, tile.block_n, tile.num_warps, tile.num_stages

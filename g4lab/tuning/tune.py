@@ -120,14 +120,14 @@ def time_survivors(
 
     state: JSON lines, one a shape, appended as they come; other lines in it stay and are ignored.
     """
-    known = _load(state)
+    known = load_timings(state)
     found = []
     for done, verdict in enumerate(verdicts):
         key = _state_key(kernel, arch, verdict)
         timing = known.get(json.dumps(key))
         if timing is None and timer and verdict.to_time:
             timing = dict(timer(verdict.shape, verdict.to_time)) | {"machine": env.machine_name()}
-            _append(state, {"key": key, "timing": timing})
+            append_timing(state, {"key": key, "timing": timing})
         found.append(Verdict(verdict.shape, verdict.removed, verdict.ranked, timing or {}))
         if progress:
             progress(done + 1, len(verdicts))
@@ -139,7 +139,8 @@ def _state_key(kernel: str, arch: str, verdict: Verdict) -> dict:
     return key | {"tiles": [str(tile) for tile in verdict.to_time]}
 
 
-def _load(state: Path) -> dict[str, dict]:
+def load_timings(state: Path) -> dict[str, dict]:
+    """What a file of timings holds: the timing by its key, as JSON text. Empty where there is no file."""
     found = {}
     for line in state.read_text().splitlines() if state.exists() else ():
         try:
@@ -150,7 +151,8 @@ def _load(state: Path) -> dict[str, dict]:
     return found
 
 
-def _append(state: Path, entry: dict) -> None:
+def append_timing(state: Path, entry: dict) -> None:
+    """Adds {"key", "timing"} to a file of timings, on disk when this returns."""
     state.parent.mkdir(parents=True, exist_ok=True)
     torn = state.exists() and not state.read_bytes().endswith(b"\n")
     with state.open("a") as file:
