@@ -28,9 +28,9 @@ def timer(kernel: str) -> Timer:
     Raises:
         BadInput: another kernel. Unavailable: no GPU, or an interpreted process.
     """
-    if kernel not in BUILDS:
-        raise bad("kernel", kernel, f"one of {', '.join(BUILDS)} to be timed, or --dry-run")
     timing.require_gpu()
+    if kernel not in BUILDS:
+        raise bad("kernel", kernel, f"{', '.join(BUILDS)}: products of others are not timed alone")
 
     def time_tiles(shape: MoEShape, product: str, tiles: Sequence[MoETile]) -> dict:
         providers = [

@@ -14,7 +14,8 @@ from g4lab.tuning.moe_tune import BLOCKS, KEEP, Compiled, Tuned
 
 
 def pruning(tuned: Sequence[Tuned]) -> pd.DataFrame:
-    """A row for each product and outcome, with the number of tokens for which it is so: first to last."""
+    """A row for each product and outcome, with the numbers of tokens for which it is so, first to last. Columns: tiles
+    enumerated, removed by each rule that removed any, left."""
     rows = [
         {"tp": each.shape.tp, "product": product, "tokens": each.shape.tokens,
          "tiles": len(verdict.removed) + len(verdict.ranked), **verdict.counts, "left": len(verdict.ranked)}
@@ -24,7 +25,7 @@ def pruning(tuned: Sequence[Tuned]) -> pd.DataFrame:
     same = [name for name in frame.columns if name != "tokens"]
     spans = frame.groupby(same, sort=False).tokens.agg(lambda t: f"{min(t)}" if len(t) == 1 else f"{min(t)}-{max(t)}")
     found = spans.reset_index()
-    return found[["tp", "product", "tokens", *same[2:]]]
+    return found[["tp", "product", "tokens", *(name for name in same[2:] if name not in WORDS or any(found[name]))]]
 
 
 def ranking(tuned: Sequence[Tuned]) -> pd.DataFrame:
