@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from g4lab.bench import ceilings, draw_moe, moe, moe_floors
 from g4lab.errors import BadInput, Unavailable
 from g4lab.quality import draw_extend_grid
 from g4lab.tuning import draw_expert_load, draw_moe_flow, draw_moe_keys, expert_load, moe_keys, moe_shapes
@@ -83,9 +84,23 @@ def test_gate_and_up_in_one_program():
     config, shape = moe_keys.upstream()[64], moe_shapes.of(sizes=(64,))[0]
     apart, paired = (moe_keys.launches(config, shape, paired=paired).loc["gate_up"] for paired in (False, True))
     assert paired.programs == apart.programs / 2
-    assert paired.stages_kib > apart.stages_kib
+    assert paired.in_flight_kib > apart.in_flight_kib
 
 
 def test_upstream_without_a_file():
     with pytest.raises(Unavailable, match="has no E=3,N=704"):
         moe_keys.upstream(num_experts=3)
+
+
+def test_floors_and_what_was_measured():
+    shapes, most = moe_shapes.of(sizes=(1, 8192)), ceilings.named("H200 SXM")
+    left, right = draw_moe.draw(shapes, most, pd.DataFrame()).axes
+    assert "not measured yet" in texts(right)
+    floors = moe_floors.table(shapes, most)
+    layer = floors[floors["product"] == "layer"]
+    assert [list(line.get_ydata()) for line in left.lines][6] == list(layer.floor_us)
+    row = {"provider": moe.OURS, "tokens": 1, "tp": 1, "routing": "uniform", "reading": "cold", "speedup": 1.5}
+    measured = pd.DataFrame([row, row | {"tp": 2, "speedup": 9.0}, row | {"reading": "warm", "speedup": 9.0}])
+    right = draw_moe.draw(shapes, most, measured, "recorded", "NVIDIA H200").axes[1]
+    assert not texts(right)
+    assert list(right.lines[0].get_ydata()) == [1.5]

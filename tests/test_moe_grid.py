@@ -8,11 +8,17 @@ from g4lab.kernels.fused_moe import fused_moe
 from g4lab.quality import moe_grid
 
 
-@pytest.mark.parametrize("dtype", moe_grid.DTYPES)
-def test_every_cell_holds(dtype):
-    found = moe_grid.grid(dtypes=[dtype])
+def test_every_cell_holds():
+    found = moe_grid.grid(dtypes=["bf16"])
     large = sum(case.hidden > moe_grid.LARGE for case in moe_grid.CASES)
     assert len(found) == len(moe_grid.CONFIGS) * len(moe_grid.CASES) - (len(moe_grid.CONFIGS) - 1) * large
+    assert found.holds.all(), found[~found.holds]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_other_dtypes(dtype):
+    cases = ["one token", "ids that no expert has", "rows apart", "tiny-moe's layer"]
+    found = moe_grid.grid({"chosen": None}, cases, [dtype])
     assert found.holds.all(), found[~found.holds]
 
 

@@ -105,7 +105,7 @@ def case(name: str) -> MoECase:
 
 
 def row_budget(truth: torch.Tensor, low: torch.Tensor, dtype: torch.dtype, terms: int) -> torch.Tensor:
-    """What each row of [T, H] may be off from `truth` in fp64; `low` is the reference computed in `dtype`; terms: H + I."""
+    """What each row of [T, H] may be off from `truth` in fp64; `low` is the reference in `dtype`; terms: H + I."""
     eps = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * terms**0.5
     return 2 * (low.double() - truth).abs().amax(-1) + eps * truth.abs().amax(-1)
 

@@ -57,7 +57,7 @@ def launches(config: MoEConfig, shape: MoEShape, arch: str = "sm_90", *, paired:
 
     Columns: inner (the dimension summed over), steps (of block_k), prologue (steps whose copies are issued before the
     first product), slack_pct (of the matrix work, columns of a last step that are not there), columns (tiles side by
-    side), blocks, programs, per_sm (programs for each SM), stages_kib (shared memory of the copies), reads and
+    side), blocks, programs, per_sm (programs for each SM), in_flight_kib (of its copies), reads and
     empty_pct (of a touched expert's weights; of the rows).
 
     paired: gate and up are two tiles of one program, as in g4lab's kernel; SGLang's has them side by side.
@@ -82,7 +82,7 @@ def launches(config: MoEConfig, shape: MoEShape, arch: str = "sm_90", *, paired:
             "blocks": load.blocks,
             "programs": load.blocks * columns,
             "per_sm": load.blocks * columns / chip(arch).sms,
-            "stages_kib": tile.num_stages * stage / 1024,
+            "in_flight_kib": min(tile.num_stages - 1, steps) * stage / 1024,
             "reads": load.reads,
             "empty_pct": 100 * load.wasted,
         }
