@@ -7,6 +7,9 @@ files       g4lab's files in SGLang: no number of tokens slower, the interval of
             A/A interval; the geometric mean of the speed-up at least 1.10
 kernel      the same of g4lab's kernel; the geometric mean at least 1.20
 bandwidth   g4lab's kernel, up to 16 tokens: the touched experts' weights at 80 % of the measured copy bandwidth or more
+
+Each is judged in both readings. Weights come from memory in both; a call alone also pays for starting its graph, calls
+back to back, as in a captured decode step, do not.
 """
 
 from __future__ import annotations
