@@ -1,13 +1,6 @@
 """The correctness grid of the expert layer: cases x configs x dtypes, each row of the result with its own error budget.
 
-A row of one token, H values, may be off from the fp64 reference by
-
-    2 x (what the reference is off that rounds every operator to the inputs' dtype)
-    + (eps of the dtype + eps of fp32 x sqrt(H + I)) x (the row's largest value)
-
-The first term is what eager PyTorch would be allowed. The second is for roundings that the kernel has in other places
-(its activated product, each weighted pair, the sum) and for the order of its fp32 sums over H and I: errors with random
-signs, which add up like the square root of their number. A token that no expert has gets zeros, and no budget.
+The budget is each row's own (quality.moe_budget). A token that no expert has gets zeros, and no budget.
 """
 
 from __future__ import annotations
@@ -21,6 +14,7 @@ import torch
 
 from g4lab.errors import bad
 from g4lab.kernels.fused_moe import MoEConfig, MoETile, fused_moe, fused_moe_reference
+from g4lab.quality.moe_budget import row_budget
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LARGE = 1024
@@ -102,12 +96,6 @@ def case(name: str) -> MoECase:
         if each.name == name:
             return each
     raise bad("case", name, "one of " + ", ".join(each.name for each in CASES))
-
-
-def row_budget(truth: torch.Tensor, low: torch.Tensor, dtype: torch.dtype, terms: int) -> torch.Tensor:
-    """What each row of [T, H] may be off from `truth` in fp64; `low` is the reference in `dtype`; terms: H + I."""
-    eps = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * terms**0.5
-    return 2 * (low.double() - truth).abs().amax(-1) + eps * truth.abs().amax(-1)
 
 
 def _worst(got: torch.Tensor, truth: torch.Tensor, budget: torch.Tensor) -> dict:
