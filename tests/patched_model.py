@@ -35,6 +35,7 @@ from g4lab.patches import (
     kv_write,
     residual_norm,
     router_norm,
+    sglang_fixes,
 )
 from g4lab.quality.tokens import random_prompts
 from g4lab.runners.server_command import server_command
@@ -270,7 +271,25 @@ def report(runner):
         seen["extends"] = extends(runner)
     if expert_layers(runner):
         seen["experts"] = experts_that_are_not_taken(expert_layers(runner)[0].experts)
+        seen["activation"] = activation_by_tanh(expert_layers(runner)[0])
     return seen
+
+
+def activation_by_tanh(moe):
+    """What the layer, its method and its runner say: as it stands on a CPU, then corrected with each of two runners."""
+    experts, found = moe.experts, {}
+    config, method, right = experts.moe_runner_config, experts.quant_method, experts.quant_method.runner
+
+    def activations():
+        return [each.activation for each in (config, method.moe_runner_config, method.runner.config)]
+
+    sglang_fixes._on_a_gpu_by_tanh(None, moe)
+    found["cpu"] = activations()
+    for method.runner in (MoeRunner(MoeRunnerBackend.TRITON_KERNELS, config), right):
+        sglang_fixes.by_tanh(experts)
+        found[method.runner.runner_backend.value] = activations()
+    config.activation = "gelu"
+    return found
 
 
 def experts_that_are_not_taken(experts):

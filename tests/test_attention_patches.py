@@ -149,3 +149,10 @@ NOT_TAKEN = {
 def test_experts_that_ours_does_not_take_stay_with_sglang_with_the_reason(seen):
     model, runs = seen
     assert runs.get("experts") == (NOT_TAKEN if model == "tiny-moe" else None)
+
+
+def test_the_corrected_activation_reaches_the_runner_that_knows_it(seen):
+    """On a GPU alone, where its effect has yet to be seen; SGLang's CPU path is right as it stands."""
+    model, runs = seen
+    expected = {"cpu": ["gelu"] * 3, "triton_kernel": ["gelu"] * 3, "triton": ["gelu_tanh"] * 3}
+    assert runs.get("activation") == (expected if model == "tiny-moe" else None)

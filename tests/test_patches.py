@@ -15,7 +15,7 @@ from g4lab.errors import BadInput, G4LabError
 from g4lab.patches import REGISTRY, choices, counting, dummy_weights, parse
 from g4lab.patches.registry import Hook, Patch, build
 
-FIXES = ("router_scale", "swa_decode_window", "mtp_pp_proxy")
+FIXES = ("router_scale", "swa_decode_window", "mtp_pp_proxy", "moe_activation")
 KERNELS = (
     "router",
     "router_norm",
@@ -39,7 +39,7 @@ KERNELS = (
         ("all", (*KERNELS, *FIXES)),
         ("router", ("router", *FIXES)),
         ("none,router", ("router",)),
-        ("router,-router_scale", ("router", "swa_decode_window", "mtp_pp_proxy")),
+        ("router,-router_scale", ("router", *FIXES[1:])),
         (" all , -router , spread_dummy ", (*KERNELS[1:], *FIXES, "spread_dummy")),
         ("router,-router", FIXES),
         ("none,-router", ()),

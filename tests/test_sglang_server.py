@@ -119,6 +119,7 @@ def test_torch_native_serves_transformers_tokens(truth, tmp_path):
         assert counters.get("router_scale", 0) == 0  # router_norm reads the scale itself
         assert counters.get("qkv_norm", 0) == 0  # qkv_norm_rope_kv has done its work
         assert counters.get("swa_decode_window", 0) == 0  # this backend has no such window
+        assert counters.get("moe_activation", 0) == 0  # the CPU's is right
         assert {name for name, state in states.items() if state == "on"} == {*parse("all,expert_load")}
         load = server.expert_load()
         assert [row["layer"] for row in load] == list(range(6))
@@ -245,7 +246,7 @@ def test_spread_dummy_uses_more_experts_and_an_interrupt_ends_the_server(deep, t
         server.generate(prompt, 1)
         stock = [row["used"] for row in server.expert_load()]
     variables = {"G4LAB_ROUTER_ROUNDING": "fp32"}
-    arguments = deep | {"patches": "all,spread_dummy,expert_load", "env": variables, "log_dir": str(tmp_path / "own")}
+    arguments = deep | {"patches": "all,-fused_moe,spread_dummy,expert_load", "env": variables, "log_dir": str(tmp_path / "own")}
     process, seen = owner(arguments, [prompt])
     assert seen["counters"]["spread_dummy"] == 1
     assert seen["counters"]["router"] > 0  # in fp32 rounding

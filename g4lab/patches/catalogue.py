@@ -32,6 +32,7 @@ REGISTRY: dict[str, Patch] = build(
         sglang_fixes.ROUTER_SCALE,
         sglang_fixes.SWA_DECODE_WINDOW,
         sglang_fixes.MTP_PP_PROXY,
+        sglang_fixes.MOE_ACTIVATION,
         dummy_weights.SPREAD_DUMMY,
         dummy_weights.EXPERT_LOAD,
         routed_experts.ROUTED_EXPERTS,

@@ -4,9 +4,9 @@ It stands in for what SGLang does between dispatch and combine (FusedMoE.run_moe
 the kernels do not take (`cannot_take`) goes to SGLang's, and the patch's report counts why. Adapters (LoRA) on the
 experts do not pass here; where they do the work, the counter stands still.
 
-The activation is the checkpoint's, GELU by tanh. SGLang 0.5.21 asks for "gelu", which is that on its CPU path, but the
-exact GELU (erf) in its CUDA kernels, as vLLM had it until vLLM PR #41574. So on a GPU the patched server computes what
-transformers computes, and not to the last bits what SGLang alone does: the two forms are up to 4.7e-4 apart.
+The activation is the checkpoint's, GELU by tanh, whatever SGLang 0.5.21 calls it: it asks for "gelu", which is that on
+its CPU path but the exact GELU (erf) in its CUDA kernels. The two are up to 4.7e-4 apart; with the default patch
+moe_activation SGLang's own kernels compute the checkpoint's, too.
 """
 
 from __future__ import annotations

@@ -83,3 +83,31 @@ MTP_PP_PROXY = Patch(
     counts="batches freed of the argument",
     default_on=True,
 )
+
+
+def _on_a_gpu_by_tanh(result, moe, *args, **kwargs):
+    """After Gemma4MoE.__init__. SGLang's CPU path computes GELU by tanh, and knows it by the name "gelu" alone."""
+    if moe.experts.w13_weight.is_cuda:
+        by_tanh(moe.experts)
+
+
+def by_tanh(experts) -> None:
+    """Name the checkpoint's activation as the MoE runner triton knows it; other runners, which may not, keep theirs.
+
+    The layer, its quantisation method and its runner share one config.
+    """
+    runner = getattr(experts.quant_method, "runner", None)
+    if runner is not None and runner.runner_backend.is_triton() and experts.moe_runner_config.activation == "gelu":
+        experts.moe_runner_config.activation = "gelu_tanh"
+        count("moe_activation")
+
+
+MOE_ACTIVATION = Patch(
+    name="moe_activation",
+    effect="gives the experts the checkpoint's GELU by tanh, where SGLang's CUDA kernels take the exact one (erf)",
+    source="vLLM PR #41574, which corrected the same in vLLM; read in SGLang 0.5.21, not yet run on a GPU",
+    hooks=(Hook("sglang.srt.models.gemma4_causal.Gemma4MoE.__init__", "after", _on_a_gpu_by_tanh),),
+    requires="a GPU and the MoE runner triton, to have something to correct",
+    counts="MoE layers corrected",
+    default_on=True,
+)
