@@ -246,7 +246,8 @@ def test_spread_dummy_uses_more_experts_and_an_interrupt_ends_the_server(deep, t
         server.generate(prompt, 1)
         stock = [row["used"] for row in server.expert_load()]
     variables = {"G4LAB_ROUTER_ROUNDING": "fp32"}
-    arguments = deep | {"patches": "all,-fused_moe,spread_dummy,expert_load", "env": variables, "log_dir": str(tmp_path / "own")}
+    chosen = "all,-fused_moe,spread_dummy,expert_load"  # 18 layers of 128 experts are minutes in the interpreter
+    arguments = deep | {"patches": chosen, "env": variables, "log_dir": str(tmp_path / "own")}
     process, seen = owner(arguments, [prompt])
     assert seen["counters"]["spread_dummy"] == 1
     assert seen["counters"]["router"] > 0  # in fp32 rounding
