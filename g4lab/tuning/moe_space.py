@@ -88,10 +88,10 @@ def tunable(kernel: str) -> Tunable:
     return TUNABLES[kernel]
 
 
-def tiles(space=None) -> list[MoETile]:
-    """All that the tuner looks at, of `space` (SPACE), with group_m 1: `grouped` sets it."""
+def tiles() -> list[MoETile]:
+    """All of SPACE, with group_m 1: `grouped` sets it."""
     found = []
-    for block_m, (block_ns, depths) in (space or SPACE).items():
+    for block_m, (block_ns, depths) in SPACE.items():
         for block_n, warps, block_k in itertools.product(block_ns, WARPS, depths):
             found += [MoETile(block_m, block_n, block_k, 1, warps, stages) for stages in depths[block_k]]
     return found

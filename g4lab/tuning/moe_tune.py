@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from g4lab import env
@@ -54,11 +54,9 @@ class Compiled:
         return self.found[self.what.alike(shape, product, tile)]
 
     def us(self, shape: MoEShape, product: str, tile: MoETile) -> float:
-        """Microseconds by the model."""
-        cycles = moe_model.estimate(
-            self.what, self.chip, shape, product, tile, self.of(shape, product, tile)
-        )  # fmt: skip
-        return self.chip.us(cycles[0])
+        """Microseconds by the model, for a tile that compiles."""
+        found = self.of(shape, product, tile)
+        return self.chip.us(moe_model.estimate(self.what, self.chip, shape, product, tile, found)[0])
 
     def config_us(self, shape: MoEShape, config: MoEConfig) -> float:
         """Of both products."""
@@ -94,7 +92,7 @@ class Verdict:
         found = []
         for block_m in block_ms:
             first = [each.tile for each, _ in self.ranked if each.tile.block_m == block_m][:KEEP]
-            found += [MoETile(**{**asdict(tile), "group_m": group}) for tile in first for group in GROUPS]
+            found += [replace(tile, group_m=group) for tile in first for group in GROUPS]
         return found
 
 
@@ -238,7 +236,7 @@ def time_survivors(
                 tune.append_timing(state, {"key": key, "timing": seen})
             if seen:
                 timing[product] = seen
-        found.append(Tuned(each.shape, each.verdicts, timing))
+        found.append(replace(each, timing=timing))
         if progress:
             progress(done + 1, len(tuned))
     return found
