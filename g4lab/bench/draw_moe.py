@@ -50,7 +50,7 @@ def draw(
             row = found[provider].dropna()
             right.plot(row.index, row, marker="o", markersize=4, color=colour, label=provider)
     right.axhline(1, color=INK, linewidth=1)
-    right.set(title=f"Speed-up over {BASELINE}", ylabel="times")
+    right.set(title=f"Speed-up over {BASELINE}", ylabel="times", ylim=(0, None if len(found) else 2))
     if right.get_legend_handles_labels()[0]:
         right.legend(fontsize=8.5)
     else:
