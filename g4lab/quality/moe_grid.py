@@ -50,8 +50,8 @@ CASES = (
     MoECase("ids that no expert has", 21, top_k=4, ids="nobody"),
     MoECase("rows apart", 21, strided=True),
     MoECase("tiny-moe's layer", 40, hidden=128, width=64),
-    MoECase("26B-A4B, 3 experts", 3, hidden=2816, width=704, num_experts=3),
-    MoECase("a rank of two, 3 experts", 3, hidden=2816, width=352, num_experts=3),
+    MoECase("26B-A4B, 2 experts", 3, hidden=2816, width=704, num_experts=2),
+    MoECase("a rank of two, 2 experts", 3, hidden=2816, width=352, num_experts=2),
 )
 
 
