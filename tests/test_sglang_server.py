@@ -141,7 +141,7 @@ def test_torch_native_serves_transformers_tokens(truth, tmp_path):
 
 def test_without_router_scale_tokens_differ_and_a_killed_server_says_so(truth, tmp_path):
     prompts, tokens = truth
-    with sglang_server("tiny-moe", patches="all,-router_norm,-router_scale", log_dir=tmp_path) as server:
+    with sglang_server("tiny-moe", patches="all,-router_norm,-router_scale,-fused_moe", log_dir=tmp_path) as server:
         wrong = served(server, prompts)
         assert all(a != b for a, b in zip(wrong, tokens, strict=True))
         pids = family(server)
@@ -171,7 +171,7 @@ def owner(arguments, prompts):
 
 def test_without_the_window_fix_long_tokens_differ_and_a_killed_owner_leaves_no_orphan(reference, truth, tmp_path):
     prompts, tokens = truth
-    patches = "all,-swa_decode_window,-router,-extend_attention"
+    patches = "all,-swa_decode_window,-router,-extend_attention,-fused_moe"
     arguments = {"model": "tiny-moe", "patches": patches, "attention_backend": "triton", "args": IN_CHUNKS}
     process, seen = owner(arguments | {"log_dir": str(tmp_path)}, [*prompts[1:], prompts[2]])
     assert seen["tokens"][0] == tokens[1]  # inside the window nothing is lost
