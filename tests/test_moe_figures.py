@@ -104,3 +104,11 @@ def test_floors_and_what_was_measured():
     right = draw_moe.draw(shapes, most, measured, "recorded", "NVIDIA H200").axes[1]
     assert not texts(right)
     assert list(right.lines[0].get_ydata()) == [1.5]
+
+
+def test_pruning_adds_up():
+    rows = [{"product": p, "tokens": 8, "warps": 3, "rows": 2, "left": 4} for p in ("gate_up", "down")]
+    ax = draw_moe_keys.draw_pruning(pd.DataFrame(rows), {"warps": "", "rows": "", "work": ""}, "live", "here").axes[0]
+    assert [bar.get_height() for bar in ax.patches] == [4, 3, 2]
+    assert ax.patches[-1].get_y() + ax.patches[-1].get_height() == 9
+    assert texts(ax) == ["4"]

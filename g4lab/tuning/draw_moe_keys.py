@@ -1,4 +1,4 @@
-"""Figure of a config file: what its entries make of both products, at the keys and beyond the last of them."""
+"""Figures of configs: what a file's entries make of both products, and what pruning leaves of the tiles to choose."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 from g4lab.figures import GRID, INK, PALETTE, house_style, stamp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from matplotlib.figure import Figure
 
 PRODUCTS = {"gate_up": PALETTE[0], "down": PALETTE[1]}
+_REMOVED = (GRID, "#B8C0C8", "#8FA3B5", *PALETTE[4:], *PALETTE[1:4])
 
 
 def draw(frame: pd.DataFrame, last_key: int, kind: str, source: str) -> Figure:
@@ -48,5 +51,34 @@ def draw(frame: pd.DataFrame, last_key: int, kind: str, source: str) -> Figure:
         if ax is not reads:
             ax.legend(fontsize=7.5, loc="upper left" if ax is programs else "upper right")
     steps.set_ylim(0, 1.35 * frame.steps.max())
+    stamp(fig, kind, source)
+    return fig
+
+
+def draw_pruning(frame: pd.DataFrame, rules: Mapping[str, str], kind: str, source: str) -> Figure:
+    """What each rule takes out of the tiles: a bar for each number of tokens, a panel for each product.
+
+    frame: columns product, tokens, left, and one for each of `rules` that took a tile out. rules: in the order in which
+    they apply.
+    """
+    import matplotlib.pyplot as plt
+
+    house_style()
+    fig, axes = plt.subplots(1, len(PRODUCTS), figsize=(12.5, 3.8), sharey=True)
+    parts = {"left": PALETTE[0]} | dict(zip([rule for rule in rules if rule in frame], _REMOVED, strict=False))
+    for ax, product in zip(axes, PRODUCTS, strict=True):
+        rows = frame[frame["product"] == product]
+        below = [0] * len(rows)
+        for name, colour in parts.items():
+            bars = ax.bar(range(len(rows)), rows[name], bottom=below, width=0.8, color=colour,
+                          label="left, to be timed or ranked" if name == "left" else f"removed: {name}")  # fmt: skip
+            if name == "left":
+                ax.bar_label(bars, label_type="center", fontsize=8, color="white")
+            below = [a + b for a, b in zip(below, rows[name], strict=True)]
+        ax.set_xticks(range(len(rows)), [f"{tokens:,}" for tokens in rows.tokens], rotation=60, fontsize=8)
+        ax.set(title=product, xlabel="tokens")
+        ax.grid(axis="x", visible=False)
+    axes[0].set_ylabel("tiles")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=9)
     stamp(fig, kind, source)
     return fig
