@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from g4lab import env
-from g4lab.bench import timing
+from g4lab.bench import suite, timing
 from g4lab.bench.extend import OURS, choose, columns, providers_of
 from g4lab.bench.extend_cases import TORCH, Sample, inputs, sampled, samples
 from g4lab.bench.suite import Proof
@@ -65,19 +65,10 @@ def proofs_of(shape: ExtendShape, providers: Sequence, device: str) -> Iterator[
     for provider in providers:
         named = columns(shape) | {"provider": provider.name}
         try:
-            if provider.missing():
-                raise Unavailable(provider.missing())
-            call = provider.build(shape)
-            out = call().clone()
-            again = call().clone()
-            if device == "cuda":
-                torch.cuda.synchronize()
-        except Exception as error:  # whatever another project's code raises
-            reason = timing.reason_of(error)
-            if device == "cuda":
-                timing.require_context(provider.name)
+            out, again = suite.outputs(provider, shape, device)
+        except Unavailable as error:
             if provider.name.startswith(OURS):
-                yield Proof(named, {"reason": reason}, False)
+                yield Proof(named, {"reason": str(error)}, False)
             continue
         if provider.name == OURS:
             chosen = out

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from g4lab import env
-from g4lab.bench import moe, timing
+from g4lab.bench import moe, suite, timing
 from g4lab.bench.moe_cases import TORCH, inputs, samples
 from g4lab.bench.suite import Proof
 from g4lab.errors import Unavailable
@@ -61,27 +61,21 @@ def proofs_of(shape: MoEShape, providers: Sequence, device: str) -> Iterator[Pro
     expected = truth(shape, device)
     for provider in providers:
         named = asdict(shape) | {"provider": provider.name}
+        others = [lambda shape: moe.ours(shape, device, expected.tokens)] if provider.name == moe.OURS else []
         try:
-            if provider.missing():
-                raise Unavailable(provider.missing())
-            call = provider.build(shape)
-            out = call().clone()
-            again = call().clone()
-            alone = moe.ours(shape, device, expected.tokens)().clone() if provider.name == moe.OURS else None
-            if device == "cuda":
-                torch.cuda.synchronize()
-        except Exception as error:  # whatever another project's code raises
-            reason = timing.reason_of(error)
-            if device == "cuda":
-                timing.require_context(provider.name)
+            out, again, *alone = suite.outputs(provider, shape, device, *others)
+        except Unavailable as error:
             if provider.name == moe.OURS:
-                yield Proof(named, {"reason": reason}, False)
+                yield Proof(named, {"reason": str(error)}, False)
             continue
         values = check(out, expected) | {"repeatable": bool(out.equal(again))}
         holds = values["worst"] <= 1 and values["finite"]
-        if alone is not None:
+        if alone:
             together = out[expected.tokens]
-            values |= {"batch_independent": bool(alone.equal(together)), "apart": _worst(alone - together, expected)}
+            values |= {
+                "batch_independent": bool(alone[0].equal(together)),
+                "apart": _worst(alone[0] - together, expected),
+            }
             holds &= values["repeatable"] and (
                 values["batch_independent"] if device == "cuda" else values["apart"] <= 1
             )

@@ -53,6 +53,29 @@ class Suite:
     claim: tuple[str, str] = ("bits", "bit-equality")
 
 
+def outputs(provider: Provider, case, device: str, *others: Callable) -> list:
+    """What two calls of what the provider builds for `case` return, and one call of what each of `others` builds.
+
+    Raises:
+        Unavailable: the provider's own reason, or that of whatever went wrong in it.
+        G4LabError: it broke the CUDA context.
+    """
+    try:
+        if provider.missing():
+            raise Unavailable(provider.missing())
+        call = provider.build(case)
+        found = [each().clone() for each in (call, call, *(build(case) for build in others))]
+        if device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        return found
+    except Exception as error:  # whatever another project's code raises
+        if device == "cuda":
+            timing.require_context(provider.name)
+        raise Unavailable(timing.reason_of(error)) from error
+
+
 def measure(
     cases: Sequence, providers_of: Callable[[object], Sequence[Provider]], *, baseline: str = BASELINE,
     columns: Callable[[object], dict] = asdict, rounds: int = 200, seconds: float | None = None,
