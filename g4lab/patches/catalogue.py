@@ -33,6 +33,7 @@ REGISTRY: dict[str, Patch] = build(
         sglang_fixes.SWA_DECODE_WINDOW,
         sglang_fixes.MTP_PP_PROXY,
         sglang_fixes.MOE_ACTIVATION,
+        sglang_fixes.TORCH_NATIVE_SWA,
         dummy_weights.SPREAD_DUMMY,
         dummy_weights.EXPERT_LOAD,
         routed_experts.ROUTED_EXPERTS,

@@ -111,3 +111,34 @@ MOE_ACTIVATION = Patch(
     counts="MoE layers corrected",
     default_on=True,
 )
+
+
+def _at_sliding_slots(original, backend, query, output, k, v, req_to_token, requests, seq_lens, *rest, **kwargs):
+    """Run one of the torch_native loops; a sliding layer's keys are looked up where the backend has written them.
+
+    Positions that have left the window translate to slot 0, the reserved one: the loop's mask hides them.
+    """
+    if backend.use_sliding_window_kv_pool and kwargs.get("sliding_window_size") is not None and len(requests):
+        import torch
+
+        count("torch_native_swa")
+        slots = req_to_token[requests, : int(seq_lens.max())]
+        req_to_token = backend.token_to_kv_pool.translate_loc_from_full_to_swa(slots)
+        requests = torch.arange(len(requests), device=requests.device)
+    return original(backend, query, output, k, v, req_to_token, requests, seq_lens, *rest, **kwargs)
+
+
+_TORCH_NATIVE = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend."
+
+TORCH_NATIVE_SWA = Patch(
+    name="torch_native_swa",
+    effect="lets the torch_native backend read the sliding-window pool at the slots where it writes it",
+    source="seen in SGLang 0.5.21: right only while a slot has the same number in both pools",
+    hooks=(
+        Hook(_TORCH_NATIVE + "_run_sdpa_forward_extend", "around", _at_sliding_slots),
+        Hook(_TORCH_NATIVE + "_run_sdpa_forward_decode", "around", _at_sliding_slots),
+    ),
+    requires="the attention backend torch_native, and a sliding-window pool, to have something to correct",
+    counts="calls of sliding layers translated",
+    default_on=True,
+)
