@@ -37,13 +37,14 @@ ENOUGH_ROUNDS = 3  # with fewer, the A/A interval is one or two pairs and bounds
 
 class Visit(NamedTuple):
     """One benchmark of one side: `position` 0-3 within its round; `calls` of each patch since the
-    server started, because some act once, when the model is built."""
+    server started, because some act once, when the model is built; `observed`: what ab's `observe` found."""
 
     side: Literal["A", "B"]
     round: int
     position: int
     result: BenchResult
     calls: Mapping[str, int]
+    observed: Mapping[str, float] = {}
 
 
 class Effect(NamedTuple):
@@ -101,7 +102,9 @@ def ab(
     fresh: bool | None = None,
     seed: int = 1,
     server: Mapping[str, Any] | None = None,
+    server_args: tuple[Sequence[str], Sequence[str]] = ((), ()),
     client: Mapping[str, Any] | None = None,
+    observe: Callable[[Server], Mapping[str, float]] | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Serve `model` with patches `a` and with patches `b`, and measure both in `rounds` rounds of A B B A.
@@ -112,6 +115,8 @@ def ab(
         fresh: start a new server for every visit; default on a GPU, where two do not fit. Otherwise both stay alive
             (and sleep when idle), and the A/A interval does not hold what differs from one server process to the next.
         server: more arguments for sglang_server, for both sides. client: more arguments for bench_serving.
+        server_args: SGLang's flags of A and of B alone, for sides that differ in more than patches.
+        observe: called with the server after each of its benchmarks; what it returns stays with the visit.
         progress: called with a line for every step.
 
     Raises:
@@ -124,8 +129,8 @@ def ab(
     fresh = server.get("device", "cuda" if env.has_gpu() else "cpu") == "cuda" if fresh is None else fresh
     parameters = {"rounds": rounds, "num_prompts": num_prompts, "prompt_len": input_len, "answer_len": output_len,
                   "fresh": fresh, "seed": seed, "a": a, "b": b, "model": str(model)}  # fmt: skip
-    if not fresh:
-        server["args"] = [*server.get("args", ()), "--sleep-on-idle"]
+    common = [*server.pop("args", ()), *(() if fresh else ("--sleep-on-idle",))]
+    args = {side: [*common, *own] for side, own in zip("AB", server_args, strict=True)}
     load = {"num_prompts": num_prompts, "input_len": input_len, "output_len": output_len, **(client or {})}
     load["extra_args"] = [*load.get("extra_args", ()), "--warmup-requests", "4"]
 
@@ -139,11 +144,12 @@ def ab(
                     if running is None:
                         progress(f"starting {side} ({names[side] or 'no patches'})")
                         running = (once if fresh else kept).enter_context(
-                            sglang_server(model, (a, b)[side == "B"], **server)
+                            sglang_server(model, (a, b)[side == "B"], args[side], **server)
                         )
                         if not fresh:
                             alive[side] = running
-                    visits.append(_visit(running, side, number, position, seed + number, load))
+                    visit = _visit(running, side, number, position, seed + number, load)
+                    visits.append(visit._replace(observed=observe(running)) if observe else visit)
                     progress(f"round {number + 1} of {rounds}, {side}: {_short(visits[-1].result)}")
     return compare(visits, model=str(model), a=a, b=b, fresh=fresh, parameters=parameters)
 
