@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from g4lab.errors import bad
+from g4lab.quality.acceptance import Acceptance
 from g4lab.quality.drift import comparable_rows, drift, first_flips, flips
 from g4lab.quality.tokens import first_difference
 
@@ -80,8 +81,8 @@ class Row:
 
 def acceptance(answers: Sequence[Answer]) -> float | None:
     """Correct drafts per verification step over all answers; None without speculative decoding."""
-    verifies = sum(answer.verifies for answer in answers)
-    return sum(answer.correct_drafts for answer in answers) / verifies if verifies else None
+    steps, correct = (sum(getattr(answer, name) for answer in answers) for name in ("verifies", "correct_drafts"))
+    return Acceptance(verify_steps=steps, accepted=correct).per_verify
 
 
 def measure(
