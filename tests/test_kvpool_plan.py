@@ -1,0 +1,233 @@
+"""The plan of the KV pools against SGLang's own classes, and against what was published."""
+
+import contextlib
+import itertools
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from g4lab.errors import BadInput
+from g4lab.gemma4 import NAMES, spec
+from g4lab.kvpool import Scheduling, Workload, best_ratio, plan, swa_tokens_per_request, swa_tokens_to_admit
+from g4lab.kvpool.charges import window
+from g4lab.kvpool.workload import Demand
+
+RATIOS, PAGES, TPS = (0.05, 0.15, 1 / 3, 0.8, 1.0), (1, 16, 64), (1, 2, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def model_configs(tmp_path_factory):
+    """SGLang's ModelConfig of each model, from a configuration as the public checkpoints have it."""
+    from sglang.srt.configs.model_config import ModelConfig
+    from transformers import Gemma4Config
+
+    def read(name):
+        folder = tmp_path_factory.mktemp(name)
+        text = spec(name).hf_config().to_dict()
+        made = Gemma4Config(text_config=text, vision_config=None, audio_config=None)
+        made.architectures = ["Gemma4ForConditionalGeneration"]
+        made.save_pretrained(folder)
+        return ModelConfig(str(folder))
+
+    return {name: read(name) for name in NAMES}
+
+
+@contextlib.contextmanager
+def sglang_settings(tp=1, **settings):
+    """SGLang's published configuration with these server arguments."""
+    from sglang.srt.runtime_context import get_context, get_parallel
+
+    with get_context().override_server_args(tp_size=tp, **settings):
+        assert get_parallel().attn_tp_size == tp
+        yield
+
+
+def sglang_pools(model_config, *, tp, ratio, page, dtype_bytes=2, draft_layers=0):
+    """The real configurator, made of the real layer information."""
+    import torch
+    from sglang.srt.model_executor.model_runner_components.layer_setup import resolve_layer_indices
+    from sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state import SpecAuxHiddenStateConfig
+    from sglang.srt.model_executor.pool_configurator import HybridSWAPoolConfigurator
+    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+    model = types.SimpleNamespace(config=model_config.hf_config)
+    algorithm = SpeculativeAlgorithm.FROZEN_KV_MTP if draft_layers else SpeculativeAlgorithm.NONE
+    kvc = types.SimpleNamespace(
+        kv_cache_dtype_str="auto",
+        kv_cache_dtype={1: torch.float8_e4m3fn, 2: torch.bfloat16, 4: torch.float32}[dtype_bytes],
+        model_config=model_config,
+        layer_info=resolve_layer_indices(model=model, model_config=model_config, is_draft_worker=False),
+        sliding_window_size=model_config.sliding_window_size - 1,  # as the model's class says
+        page_size=page,
+        spec_algorithm=algorithm,
+        is_draft_worker=False,
+        spec_aux_config=SpecAuxHiddenStateConfig(eagle_draft_num_layers=draft_layers or None),
+    )
+    with sglang_settings(tp, swa_full_tokens_ratio=ratio, page_size=page):
+        return HybridSWAPoolConfigurator(kvc)
+
+
+def tps_of(name):
+    return [tp for tp in TPS if spec(name).num_attention_heads % tp == 0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pools_are_those_of_sglangs_configurator(name, model_configs):
+    compared = refused = 0
+    for ratio, page, tp, draft in itertools.product(RATIOS, PAGES, tps_of(name), (0, 4)):
+        theirs = sglang_pools(model_configs[name], tp=tp, ratio=ratio, page=page, draft_layers=draft)
+        options = {"ratio": ratio, "page_size": page, "tp": tp, "draft_layers": draft}
+        for kv_bytes in (1 << 18, 1 << 24, 12_345_678_901, 109_478_041_600):
+            try:
+                expected = theirs.calculate_pool_sizes(kv_bytes, page)
+            except ValueError:  # SGLang's own floor
+                with pytest.raises(BadInput):
+                    plan(name, kv_bytes, **options)
+                refused += 1
+                continue
+            ours = plan(name, kv_bytes, **options)
+            assert (ours.full_tokens, ours.swa_tokens) == (
+                expected.full_max_total_num_tokens,
+                expected.swa_max_total_num_tokens,
+            )
+            assert ours.cell.bytes(ratio) == theirs._cell_size
+            assert ours.left_bytes >= 0
+            capped = theirs.calculate_pool_sizes_from_max_tokens(ours.full_tokens // 2 + 64_000, page)
+            ours = plan(name, max_total_tokens=ours.full_tokens // 2 + 64_000, **options)
+            assert (ours.full_tokens, ours.swa_tokens) == (
+                capped.full_max_total_num_tokens,
+                capped.swa_max_total_num_tokens,
+            )
+            compared += 1
+    assert compared > 100
+    assert refused > 0
+
+
+def test_fp8_halves_the_cell(model_configs):
+    theirs = sglang_pools(model_configs["26b-a4b"], tp=1, ratio=0.8, page=1, dtype_bytes=1)
+    assert plan("26b-a4b", 1 << 36, dtype_bytes=1).cell.bytes(0.8) == theirs._cell_size == 184_320 / 2
+
+
+def test_floor_is_where_sglang_starts_to_refuse(model_configs):
+    theirs = sglang_pools(model_configs["tiny-moe"], tp=1, ratio=0.5, page=16)
+    for tokens in range(96, 224, 16):
+        try:
+            theirs.calculate_pool_sizes_from_max_tokens(tokens, 16)
+        except ValueError:
+            with pytest.raises(BadInput, match="ratio"):
+                plan("tiny-moe", max_total_tokens=tokens, ratio=0.5, page_size=16)
+        else:
+            assert plan("tiny-moe", max_total_tokens=tokens, ratio=0.5, page_size=16).swa_tokens > 63 + 16
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("draft_tokens", [0, 4])
+def test_a_requests_share_is_sglangs_worst_case(page, draft_tokens):
+    from sglang.srt.model_executor.pool_configurator import compute_swa_request_cap
+
+    mtp = {"speculative_algorithm": "FROZEN_KV_MTP", "speculative_num_steps": 3, "speculative_eagle_topk": 1}
+    mtp = mtp | {"speculative_num_draft_tokens": 4} if draft_tokens else {}
+    scheduling = Scheduling(page_size=page, draft_tokens=draft_tokens)
+    with sglang_settings(page_size=page, chunked_prefill_size=8192, **mtp):
+        settings = {"page_size": page, "window": 1023, "attn_dp_size": 1}
+        nine, ten = (compute_swa_request_cap(**settings, max_running_requests=count) for count in (9, 10))
+    assert swa_tokens_per_request(spec("26b-a4b"), 9000, scheduling) == ten - nine
+    assert nine - 9 * (ten - nine) == scheduling.chunks_in_flight * 8192 + page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_admission_charge_is_sglangs_estimate(page):
+    from sglang.srt.mem_cache.prefill_budget import estimate_swa_kv_tokens
+
+    scheduling = Scheduling(page_size=page, chunked_prefill_size=2048)
+    for prompt, output in itertools.product((1, 63, 64, 1000, 1023, 1024, 8000), (1, 100, 1000)):
+        theirs = estimate_swa_kv_tokens(
+            scheduling.paged(prompt), output, sliding_window_size=1023, page_size=page, allocation_limit=2048
+        )
+        assert swa_tokens_to_admit(spec("31b"), prompt, output, scheduling) == theirs
+
+
+@given(st.integers(2, 4000), st.sampled_from(PAGES), st.sampled_from((0, 4)))
+def test_a_request_never_takes_less_than_its_window_nor_more_than_its_tokens_and_slack(tokens, page, draft_tokens):
+    s, scheduling = spec("tiny-moe"), Scheduling(page_size=page, draft_tokens=draft_tokens)
+    taken = swa_tokens_per_request(s, tokens, scheduling)
+    assert min(tokens, window(s) + 1) <= taken <= scheduling.paged(tokens) + scheduling.decode_reserve
+    assert taken <= swa_tokens_per_request(s, tokens + 1, scheduling)
+
+
+def test_what_fits_and_which_pool_binds():
+    long = plan("26b-a4b", 109_478_041_600, workload=Workload.fixed(8000, 1000))
+    assert (long.fit.requests, long.fit.binds, long.fit.enough) == (65, "full", False)
+    chat = plan("31b", 98_052_341_760, ratio=0.15, page_size=64, workload=Workload.fixed(1000, 1000))
+    assert chat.fit.binds == "swa"
+    assert not chat.fit.enough
+    asked = plan("26b-a4b", 109_478_041_600, requests=65, context_len=9000)
+    assert asked.fit.requests == 65
+    assert asked.fit.enough
+    assert not plan("26b-a4b", 109_478_041_600, requests=66, context_len=9000).fit.enough
+    assert plan("26b-a4b", 1 << 36).fit is None
+
+
+@given(st.sampled_from(("26b-a4b", "31b", "e4b", "tiny-moe")), st.integers(1, 12_000), st.integers(1, 3000))
+def test_no_ratio_admits_more_than_the_best(name, prompt, output):
+    workload, kv_bytes = Workload.fixed(prompt, output), 1 << 36
+    best = best_ratio(name, workload, kv_bytes=kv_bytes)
+    for ratio in (0.01, 0.05, 0.1, 0.15, 0.3, 0.5, 0.8, 1.0, best.ratio - 0.001, best.ratio + 0.001):
+        with contextlib.suppress(BadInput):  # outside 0 to 1, or below the floor
+            other = plan(name, kv_bytes, ratio=ratio, workload=workload).fit
+            assert min(other.full, other.swa) <= min(best.fit.full, best.fit.swa)
+
+
+def test_best_ratio_without_bytes_gives_pools_that_hold_the_concurrency():
+    for name, workload in (("26b-a4b", Workload.fixed(8000, 1000)), ("31b", Workload.uniform(1000, 1000, 0.5, 32))):
+        ratio = best_ratio(name, workload).ratio
+        tokens = workload.full(Scheduling()).needs(workload.concurrency)
+        fit = plan(name, max_total_tokens=tokens + 1, ratio=ratio, workload=workload).fit
+        assert fit.full >= workload.concurrency
+        assert fit.swa == pytest.approx(workload.concurrency, abs=0.1)
+
+
+def test_lengths_that_vary_fit_fewer_than_their_mean():
+    varied, mean = Workload.uniform(8000, 1000, 0.0), Workload.fixed(4000, 500)
+    assert plan("26b-a4b", 1 << 36, workload=varied).fit.full < plan("26b-a4b", 1 << 36, workload=mean).fit.full
+    assert {min(varied.requests)[0], max(varied.requests)[0]} == {1, 8000}
+
+
+@given(st.floats(1, 1e4), st.floats(0, 1e4), st.integers(1, 1000))
+def test_demand_inverts(mean, deviation, requests):
+    demand = Demand(mean, deviation)
+    assert demand.fits(demand.needs(requests)) == pytest.approx(requests, abs=1 / mean + 1e-6, rel=1e-6)
+    assert demand.fits(0) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"kv_bytes": 0}, "kv_bytes"),
+        ({"kv_bytes": None}, "kv_bytes"),
+        ({"kv_bytes": 1000}, "kv_bytes"),
+        ({"ratio": 0.0}, "ratio"),
+        ({"ratio": 1.01}, "ratio"),
+        ({"ratio": float("nan")}, "ratio"),
+        ({"page_size": 0}, "page_size"),
+        ({"tp": 3}, "tp"),
+        ({"tp": 0}, "tp"),
+        ({"dtype_bytes": 0}, "dtype_bytes"),
+        ({"draft_layers": -1}, "draft_layers"),
+        ({"requests": 4}, "context_len"),
+        ({"requests": 0, "context_len": 100}, "concurrency"),
+        ({"page_size": 64, "scheduling": Scheduling(page_size=1)}, "page_size"),
+    ],
+)
+def test_bad_input_is_named(arguments, named):
+    with pytest.raises(BadInput, match=f"^{named}: got"):
+        plan("26b-a4b", **({"kv_bytes": 1 << 36} | arguments))
+
+
+@pytest.mark.parametrize("text", ["", "8000", "8000/0", "a/b", "8000/-1", "8000:1000"])
+def test_workloads_that_cannot_be_read(text):
+    with pytest.raises(BadInput):
+        Workload.parse(text)
+    assert Workload.parse("8000/1000", 7) == Workload.fixed(8000, 1000, 7)
