@@ -8,12 +8,15 @@ from g4lab.patches import (
     extend_attention,
     extend_tiles,
     fused_moe,
+    kv_sentinel,
     moe_configs,
     residual_norm,
     routed_experts,
     router,
     router_norm,
     sglang_fixes,
+    swa_ratio,
+    text_only,
 )
 from g4lab.patches.registry import Patch, build, choose
 
@@ -33,10 +36,13 @@ REGISTRY: dict[str, Patch] = build(
         sglang_fixes.SWA_DECODE_WINDOW,
         sglang_fixes.MTP_PP_PROXY,
         sglang_fixes.MOE_ACTIVATION,
+        kv_sentinel.PATCH,  # before torch_native_swa: inside it, so that it sees what that has translated
         sglang_fixes.TORCH_NATIVE_SWA,
         dummy_weights.SPREAD_DUMMY,
         dummy_weights.EXPERT_LOAD,
         routed_experts.ROUTED_EXPERTS,
+        swa_ratio.PATCH,
+        text_only.PATCH,
     ]
 )
 
