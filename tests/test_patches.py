@@ -15,7 +15,7 @@ from g4lab.errors import BadInput, G4LabError
 from g4lab.patches import REGISTRY, choices, counting, dummy_weights, parse
 from g4lab.patches.registry import Hook, Patch, build
 
-FIXES = ("router_scale", "swa_decode_window", "mtp_pp_proxy", "moe_activation", "torch_native_swa")
+FIXES = ("router_scale", "swa_decode_window", "mtp_pp_proxy", "moe_activation", "torch_native_swa", "frozen_kv_swa")
 KERNELS = (
     "router",
     "router_norm",

@@ -7,6 +7,7 @@ from g4lab.patches import (
     dummy_weights,
     extend_attention,
     extend_tiles,
+    frozen_kv_swa,
     fused_moe,
     kv_sentinel,
     moe_configs,
@@ -38,6 +39,7 @@ REGISTRY: dict[str, Patch] = build(
         sglang_fixes.MOE_ACTIVATION,
         kv_sentinel.PATCH,  # before torch_native_swa: inside it, so that it sees what that has translated
         sglang_fixes.TORCH_NATIVE_SWA,
+        frozen_kv_swa.PATCH,
         dummy_weights.SPREAD_DUMMY,
         dummy_weights.EXPERT_LOAD,
         routed_experts.ROUTED_EXPERTS,
