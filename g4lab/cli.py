@@ -12,7 +12,22 @@ from typer.core import TyperGroup
 from g4lab.commands._group import group
 from g4lab.errors import BadInput, G4LabError
 
-COMMANDS = ("doctor", "models", "profile", "trace", "bench", "tune", "run", "serve", "ab", "kv", "bisect", "record", "report")
+COMMANDS = (
+    "doctor",
+    "models",
+    "profile",
+    "trace",
+    "bench",
+    "tune",
+    "run",
+    "serve",
+    "ab",
+    "plan",
+    "kv",
+    "bisect",
+    "record",
+    "report",
+)
 
 
 class _OnDemand(TyperGroup):

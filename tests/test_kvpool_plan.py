@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from g4lab import cli
 from g4lab.errors import BadInput
 from g4lab.gemma4 import NAMES, spec
-from g4lab.kvpool import Scheduling, Workload, best_ratio, plan, swa_tokens_per_request, swa_tokens_to_admit
+from g4lab.kvpool import Scheduling, Workload, best_ratio, plan, reproduce, swa_tokens_per_request, swa_tokens_to_admit
 from g4lab.kvpool.charges import window
 from g4lab.kvpool.workload import Demand
 
@@ -231,3 +232,71 @@ def test_workloads_that_cannot_be_read(text):
     with pytest.raises(BadInput):
         Workload.parse(text)
     assert Workload.parse("8000/1000", 7) == Workload.fixed(8000, 1000, 7)
+
+
+def test_published_pools_are_reproduced_to_the_token():
+    rows = reproduce.figures().set_index(["model", "source", "figure"])
+    pools = rows[rows["verdict"].isin(["exact", "given"])]
+    assert (pools["published"] == pools["derived"]).all()
+    assert len(pools) == 14
+    assert (pools["verdict"] == "given").sum() == 2  # one pool of each model fixes the memory
+    for model, pr, full, swa in (
+        ("26b-a4b", "pyc96/sglang#2", 2_138_243, 320_736),
+        ("26b-a4b", "pyc96/sglang#10", 2_138_240, 320_704),
+        ("31b", "pyc96/sglang#10", 478_720, 71_808),
+    ):
+        assert pools.loc[model, pr, "full-attention pool, ratio 0.15"]["derived"] == full
+        assert pools.loc[model, pr, "sliding-window pool, ratio 0.15"]["derived"] == swa
+    refused = rows[rows["verdict"] == "not derivable"]
+    assert refused["derived"].isna().all()
+    assert len(refused) == len(rows) - 14 == 3
+    assert reproduce.budget("26b-a4b") == range(109_478_041_600, 109_478_092_800)
+
+
+def test_published_pools_rule_out_a_charge_for_drafts():
+    """SGLang 0.5.21 charges the assistant's four layers; no memory gives the published pair with them."""
+    for model, page, pair in (("26b-a4b", 1, (593_956, 2_138_243)), ("31b", 64, (132_992, 478_720))):
+        for layers, agree in ((0, True), (1, False), (4, False)):
+            at_default, at_low = (
+                reproduce.memory_behind(model, tokens, ratio=ratio, page_size=page, draft_layers=layers)
+                for tokens, ratio in zip(pair, (0.8, 0.15), strict=True)
+            )
+            assert bool(reproduce.common(at_default, at_low)) == agree
+
+
+@given(st.integers(2000, 10**7), st.sampled_from((0.05, 0.15, 0.8)), st.sampled_from(PAGES), st.integers(0, 4))
+def test_memory_behind_a_pool_gives_that_pool(tokens, ratio, page, draft):
+    tokens = -(-max(tokens, 30_000) // page) * page
+    options = {"ratio": ratio, "page_size": page, "draft_layers": draft}
+    memory = reproduce.memory_behind("31b", tokens, **options)
+    for kv_bytes in (memory[0], memory[-1]):
+        assert plan("31b", kv_bytes, **options).full_tokens == tokens
+    assert plan("31b", memory[-1] + 1, **options).full_tokens == tokens + page
+    assert plan("31b", memory[0] - 1, **options).full_tokens == tokens - page
+
+
+def test_memory_behind_refuses_what_no_pool_can_be():
+    with pytest.raises(BadInput, match="full_tokens"):
+        reproduce.memory_behind("31b", 65, ratio=0.8, page_size=64)
+    with pytest.raises(BadInput, match="model"):
+        reproduce.budget("e4b")
+
+
+def test_command_prints_the_pools(capsys):
+    assert cli.run(["plan", "26b-a4b", "--kv-bytes", "109478041600", "--ratio", "0.15"]) == 0
+    out = capsys.readouterr().out
+    assert "2,138,243" in out
+    assert "593,956" in out
+    assert "0.134 (best)" in out
+    assert cli.run(["plan", "31b", "--gpu-memory", "141G", "--ratio", "auto", "--draft", "--tp", "2"]) == 0
+    for arguments, named in (
+        (["26b-a4b"], "--kv-bytes"),
+        (["26b-a4b", "--kv-bytes", "1G", "--gpu-memory", "2G"], "--kv-bytes"),
+        (["26b-a4b", "--kv-bytes", "many"], "--kv-bytes"),
+        (["26b-a4b", "--gpu-memory", "10G"], "--gpu-memory"),
+        (["26b-a4b", "--gpu-memory", "80G", "--reserve", "1"], "--reserve"),
+        (["26b-a4b", "--kv-bytes", "40Gi", "--ratio", "best"], "--ratio"),
+        (["26b-a4b", "--kv-bytes", "40Gi", "--prompt", "0"], "requests"),
+    ):
+        assert cli.run(["plan", *arguments]) == 2
+        assert capsys.readouterr().err.startswith(f"g4lab: {named}: got")

@@ -4,8 +4,9 @@
     full_tokens = kv_bytes // cell, swa_tokens = int(full_tokens * ratio), each floored to whole pages
 
 `full` and `swa` are the bytes of one token in one layer, `n` counts layers: all of them, those that read another
-layer's KV too (e4b, e2b), because SGLang allocates a buffer for each. Source: SGLang 0.5.21
-`HybridSWAPoolConfigurator`; a test compares with that class.
+layer's KV too (e4b, e2b), because SGLang allocates a buffer for each. The layers of an MTP assistant are charged as
+full-attention ones, although a frozen-KV assistant reads the target's pool and gets 64 slots of its own. Source: SGLang
+0.5.21 `HybridSWAPoolConfigurator`, `resolve_layer_indices`, `frozen_kv_mtp_worker_v2`; a test compares with the class.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from g4lab.kvpool.charges import Scheduling, window
 from g4lab.kvpool.workload import Workload
 
 DEFAULT_RATIO = 0.8  # SGLang 0.5.21's --swa-full-tokens-ratio
+ASSISTANT_LAYERS = 4  # of google/gemma-4-*-it-assistant
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class Cell:
         return full + ratio * self.swa_layer * self.swa_layers
 
 
-def cell(spec: Spec | str, *, tp: int = 1, dtype_bytes: int = 2, draft_layers: int = 0) -> Cell:
-    """A model's bytes per token, as SGLang counts them.
+def cell(
+    spec: Spec | str, *, tp: int = 1, dtype_bytes: int = 2, draft_layers: int = 0, writers_only: bool = False
+) -> Cell:
+    """A model's bytes per token, as SGLang counts them; `writers_only` leaves out layers that write no KV.
 
     Raises:
         BadInput: no such model, or a `tp` its heads cannot be split by, or `dtype_bytes` or `draft_layers` negative.
@@ -51,7 +55,7 @@ def cell(spec: Spec | str, *, tp: int = 1, dtype_bytes: int = 2, draft_layers: i
         raise bad("dtype_bytes", dtype_bytes, "bytes of one KV element, at least 1")
     if draft_layers < 0:
         raise bad("draft_layers", draft_layers, "layers of the draft model, at least 0")
-    full, swa = spec.of_kind(FULL), spec.of_kind(SLIDING)
+    full, swa = ([at for at in spec.of_kind(kind) if at.owns_kv or not writers_only] for kind in (FULL, SLIDING))
     per_layer = [2 * layers[0].kv_heads(tp) * layers[0].head_dim * dtype_bytes for layers in (full, swa)]
     return Cell(*per_layer, len(full), len(swa), draft_layers)
 
@@ -133,6 +137,7 @@ def plan(
     tp: int = 1,
     dtype_bytes: int = 2,
     draft_layers: int = 0,
+    writers_only: bool = False,
     scheduling: Scheduling | None = None,
 ) -> Plan:
     """The pools that SGLang makes of `kv_bytes` on one rank, and how many requests fit.
@@ -143,6 +148,7 @@ def plan(
         max_total_tokens: SGLang's --max-total-tokens, a cap on the full pool.
         dtype_bytes: of one KV element: 2 for bfloat16, 1 for fp8.
         draft_layers: of the MTP assistant, all charged as full-attention layers; 0 without MTP.
+        writers_only: no buffers for layers that write no KV, as patch `kv_layers` makes it.
         scheduling: chunk size, draft tokens and eviction interval; its page size must be `page_size`.
 
     Raises:
@@ -154,7 +160,7 @@ def plan(
         raise bad("page_size", page_size, f"{scheduling.page_size}, as in scheduling")
     if not 0 < ratio <= 1:
         raise bad("ratio", ratio, "above 0 and at most 1")
-    of = cell(spec, tp=tp, dtype_bytes=dtype_bytes, draft_layers=draft_layers)
+    of = cell(spec, tp=tp, dtype_bytes=dtype_bytes, draft_layers=draft_layers, writers_only=writers_only)
     full_tokens, swa_tokens = _solve(_most_tokens(of, kv_bytes, ratio, max_total_tokens), ratio, page_size)
     if full_tokens <= 0:
         raise bad(

@@ -37,6 +37,7 @@ def best_ratio(
     tp: int = 1,
     dtype_bytes: int = 2,
     draft_layers: int = 0,
+    writers_only: bool = False,
     scheduling: Scheduling | None = None,
 ) -> BestRatio:
     """The ratio at which both pools fill up together, to a thousandth.
@@ -52,8 +53,10 @@ def best_ratio(
     if kv_bytes is None:
         return BestRatio(_needed(spec, workload, scheduling), None)
 
+    options = {"page_size": page_size, "tp": tp, "dtype_bytes": dtype_bytes}
+    options |= {"draft_layers": draft_layers, "writers_only": writers_only}
+
     def at(step: int) -> Plan:
-        options = {"page_size": page_size, "tp": tp, "dtype_bytes": dtype_bytes, "draft_layers": draft_layers}
         return plan(spec, kv_bytes, ratio=step / STEPS, workload=workload, scheduling=scheduling, **options)
 
     def sliding_is_enough(step: int) -> bool:

@@ -9,6 +9,7 @@ from g4lab.patches import (
     extend_tiles,
     frozen_kv_swa,
     fused_moe,
+    kv_layers,
     kv_sentinel,
     moe_configs,
     residual_norm,
@@ -43,6 +44,7 @@ REGISTRY: dict[str, Patch] = build(
         dummy_weights.SPREAD_DUMMY,
         dummy_weights.EXPERT_LOAD,
         routed_experts.ROUTED_EXPERTS,
+        kv_layers.PATCH,
         swa_ratio.PATCH,
         text_only.PATCH,
     ]
