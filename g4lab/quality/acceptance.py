@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -31,3 +32,8 @@ class Acceptance(NamedTuple):
         1 with no draft accepted, and the more so the shorter the answers.
         """
         return self.tokens / self.verify_steps if self.verify_steps else None
+
+
+def total(parts: Iterable[Sequence[int]]) -> Acceptance:
+    """The sums of many answers' or visits' counts; the mean of ratios would weigh a short answer as much as a long."""
+    return Acceptance(*map(sum, zip(*parts, strict=True)))

@@ -7,7 +7,7 @@ _HOME = {
     "Comparison": "comparison",
     "RunResult": "generate",
     "Server": "server",
-    "ab": "comparison",
+    "ab": "interleaved",
     "bench_serving": "client",
     "bisect": "bisection",
     "load_model": "models",

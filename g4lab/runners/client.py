@@ -16,6 +16,7 @@ from g4lab.env import has_gpu
 from g4lab.errors import Unavailable, bad
 from g4lab.runners import forks
 from g4lab.runners.parse import parse_bench
+from g4lab.runners.request_log import requests_of
 from g4lab.runners.results import BenchResult, doubts
 
 if TYPE_CHECKING:
@@ -170,4 +171,5 @@ def _one_result(output: Path, log: Path, num_prompts: int) -> BenchResult:
     if not result.completed:
         raise Unavailable(f"none of {num_prompts} requests succeeded{reason}")
     failures = [note + reason for note in doubts({"completed": result.completed, "num_prompts": num_prompts})]
-    return result.model_copy(update={"num_prompts": num_prompts, "warnings": [*result.warnings, *failures]})
+    more = {"num_prompts": num_prompts, "warnings": [*result.warnings, *failures], "requests": requests_of(raw)}
+    return result.model_copy(update=more)

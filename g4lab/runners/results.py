@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from g4lab.runners.request_log import Request
+
 STATISTICS = ("mean", "median", "std", "p90", "p95", "p99")
 LATENCIES = ("e2e", "ttft", "tpot", "itl")
 # What a client measures in every run; what it reports only in some (goodput, accept length) can be absent by right.
@@ -25,6 +27,7 @@ class BenchResult(BaseModel):
     client: "sglang.bench_serving" or "vllm bench serve". engine: "sglang" or "vllm" where the source shows it; an
     OpenAI-compatible backend does not. e2e: whole request; ttft: time to first token; tpot: time per output token after
     the first; itl: inter-token latency. accept_length: tokens per verify step, as the client reports it.
+    requests: one each, of a run of ours.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -88,10 +91,11 @@ class BenchResult(BaseModel):
     missing: list[str] = []
     warnings: list[str] = []
     raw: dict[str, Any] = {}
+    requests: tuple[Request, ...] = ()
 
     def row(self) -> dict[str, Any]:
-        """Every field that has a value, without `missing`, `warnings` and `raw`: a row for a table or a record."""
-        return self.model_dump(exclude={"missing", "warnings", "raw"}, exclude_none=True)
+        """Every field that has a value, without `missing`, `warnings`, `raw` and `requests`: a row for a record."""
+        return self.model_dump(exclude={"missing", "warnings", "raw", "requests"}, exclude_none=True)
 
 
 def doubts(values: dict[str, Any]) -> list[str]:
