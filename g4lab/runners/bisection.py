@@ -109,7 +109,7 @@ def bisect(
     server = dict(server or {}, draft=draft)
     on_cpu = choose_device(server.get("device")) == "cpu"
     server["dtype"] = dtype or ("float32" if draft and on_cpu else "bfloat16")
-    config = _config(model, server, folder)
+    config = served_config(model, server, folder)
     vocab = config["vocab_size"]
     asked = {
         "new_tokens": new_tokens,
@@ -147,7 +147,7 @@ def _variables() -> dict[str, str]:
     return {k: v for k, v in sorted(os.environ.items()) if k.startswith("SGLANG_") or k.endswith("_ROUNDING")}
 
 
-def _config(model: str | Path, server: Mapping[str, Any], folder: Path) -> dict:
+def served_config(model: str | Path, server: Mapping[str, Any], folder: Path) -> dict:
     """The text config of the checkpoint to serve; every argument of the server is checked on the way."""
     given = {name: value for name, value in server.items() if name not in ("env", "args", "deadline_s")}
     launch = server_command(model, BASE, server.get("args", ()), folder=folder, **given)

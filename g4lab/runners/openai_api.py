@@ -81,7 +81,7 @@ class Api:
 
     def flush_cache(self) -> None:
         """Empty SGLang's prefix cache, so that what runs next starts as it would on a new server."""
-        self._request("POST", "/flush_cache", timeout=60)
+        self._request("POST", "/flush_cache", params={"timeout": 30}, timeout=60)  # waits for requests to end
 
     def _reply(self, said: Mapping[str, Any]) -> Reply:
         choice, usage = said["choices"][0], said["usage"]
