@@ -12,7 +12,7 @@ from g4lab.errors import BadInput
 from g4lab.published import published
 from g4lab.quality import compare, mcnemar
 from g4lab.quality import published_quality as pq
-from g4lab.quality.draw_paired import draw_chi2, draw_claims, draw_questions, draw_subjects
+from g4lab.quality.draw_paired import draw_chi2, draw_claims, draw_questions, draw_signals, draw_subjects
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +115,12 @@ def test_figures(claims):
     assert sorted(bar.get_width() for bar in bars) == [-100, 0]
     for each in (figure, chi2, power):
         assert each.get_supxlabel().startswith("published")
+
+
+def test_figure_of_signals():
+    rows = [("A again", 0.0, -0.02, 0.02, 0.0, 0.0, 0.0), ("scale lost", 0.02, -0.05, 0.08, 31.0, 33.0, 0.01)]
+    frame = pd.DataFrame(rows, columns=["change", "difference", "low", "high", "answers_pct", "flips_pct", "kl"])
+    accuracy, letters, experts, logits = draw_signals(frame, "made up").axes
+    assert [label.get_text() for label in accuracy.get_yticklabels()] == ["A again", "scale lost"]
+    widths = [[bar.get_width() for bar in ax.patches] for ax in (letters, experts, logits)]
+    assert widths == [[0, 31], [0, 33], [0, 0.01]]

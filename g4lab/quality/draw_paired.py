@@ -127,3 +127,33 @@ def draw_subjects(found: Paired, kind: str, source: str) -> Figure:
     ax.set_title(f"{said} (sign test p {found.subjects_p:.2g})")
     stamp(fig, kind, source)
     return fig
+
+
+def draw_signals(frame: pd.DataFrame, source: str) -> Figure:
+    """What each signal says of each change, a panel a signal, a row a change; the first row is the noise.
+
+    frame: change; difference, low, high (accuracy, fractions); answers_pct, flips_pct (percent), kl (nats a position).
+    """
+    import matplotlib.pyplot as plt
+
+    house_style()
+    fig, axes = plt.subplots(1, 4, figsize=(11, 0.5 * len(frame) + 1.5), sharey=True)
+    y = np.arange(len(frame))
+    first, *others = axes
+    reach = 100 * np.array([frame["difference"] - frame["low"], frame["high"] - frame["difference"]])
+    first.errorbar(100 * frame["difference"], y, xerr=reach, color=INK, fmt="o", markersize=5, linewidth=2)
+    first.axvline(0, color=MUTED, linewidth=1)
+    first.set(title="Accuracy", xlabel="difference (points)")
+    first.set_yticks(y, frame["change"])
+    panels = (("answers_pct", "Letters", "% of answers changed"), ("flips_pct", "Experts", "% of tokens and layers"),
+              ("kl", "Logits", "KL divergence (nats a position)"))  # fmt: skip
+    colours = [MUTED, *PALETTE]
+    for ax, (column, title, label) in zip(others, panels, strict=True):
+        values = frame[column].astype(float)
+        bars = ax.barh(y, values, color=colours[: len(frame)], height=0.55)
+        ax.bar_label(bars, [f"{v:.2g}" if v else "0" for v in values], padding=4, fontsize=8.5)
+        ax.set(title=title, xlabel=label, xlim=(0, 1.3 * max(values.max(), 1e-9)))
+        ax.grid(axis="y", visible=False)
+    axes[0].invert_yaxis()
+    stamp(fig, "live", source)
+    return fig
