@@ -22,6 +22,7 @@ COMMANDS = (
     "run",
     "serve",
     "ab",
+    "quality",
     "plan",
     "kv",
     "bisect",
