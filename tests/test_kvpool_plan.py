@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from g4lab import cli
 from g4lab.errors import BadInput
 from g4lab.gemma4 import NAMES, spec
-from g4lab.kvpool import Scheduling, Workload, best_ratio, plan, reproduce, swa_tokens_per_request, swa_tokens_to_admit
+from g4lab.kvpool import (
+    Scheduling,
+    Workload,
+    best_ratio,
+    draw_plan,
+    plan,
+    reproduce,
+    swa_tokens_per_request,
+    swa_tokens_to_admit,
+)
 from g4lab.kvpool.charges import window
 from g4lab.kvpool.workload import Demand
 
@@ -300,3 +309,19 @@ def test_command_prints_the_pools(capsys):
     ):
         assert cli.run(["plan", *arguments]) == 2
         assert capsys.readouterr().err.startswith(f"g4lab: {named}: got")
+
+
+def test_figures_show_the_plans_numbers():
+    cases = [
+        ("26b-a4b", 109_478_041_600, Workload.fixed(8000, 1000)),
+        ("tiny-moe", 1 << 22, Workload.fixed(100, 20, 8)),
+    ]
+    fig = draw_plan.draw_crossing(cases, "arithmetic")
+    assert {"237", "65", "0.13: 253"} <= {text.get_text() for text in fig.axes[0].texts}
+    stock, patched = (plan("e2b", 10**10, draft_layers=4 * (1 - w), writers_only=bool(w)) for w in (0, 1))
+    ax = draw_plan.draw_memory([("stock", stock), ("patched", patched)], "arithmetic").axes[0]
+    ends = [sum(bar.get_width() for bar in ax.patches[6 * row : 6 * row + 6]) for row in (0, 1)]
+    assert ends == pytest.approx([10, 10], abs=1e-4)  # GB, to a token
+    idle = [sum(bar.get_width() for bar in ax.patches[6 * row + 1 : 6 * row + 6 : 2]) for row in (0, 1)]
+    assert idle[0] > 5
+    assert idle[1] == 0
