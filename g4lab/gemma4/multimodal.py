@@ -1,11 +1,12 @@
-"""A tiny multimodal Gemma-4 checkpoint: a twin's text model, bit for bit, under small vision and audio towers.
+"""Multimodal Gemma-4 checkpoints (`Gemma4ForConditionalGeneration`), as the public ones are: text under towers.
 
-The public checkpoints are of this kind (`Gemma4ForConditionalGeneration`): an engine that serves text from them has to
-leave the towers out by itself. Text answers are those of the twin's text-only checkpoint with the same seed and dtype.
+A twin gets small towers and the text weights of its text-only checkpoint, bit for bit, so that text answers are the
+same. A large model gets its own towers' configuration and no weights, for an engine's dummy loading.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,28 +15,12 @@ from g4lab.gemma4.checkpoint import DTYPE_BYTES
 from g4lab.gemma4.folder import checkpoint_folder
 from g4lab.gemma4.specs import TWINS, Spec
 from g4lab.gemma4.tokenizer import BOS, EOS, PAD, make_tokenizer
+from g4lab.gemma4.towers import towers
 from g4lab.gemma4.weights import random_weight
 
 if TYPE_CHECKING:
-    from transformers import Gemma4Config, PreTrainedTokenizerFast
+    from transformers import Gemma4Config, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
-TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")  # in the names of a checkpoint's weights
-_VISION = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "position_embedding_size": 64,
-}
-_AUDIO = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "output_proj_dims": 96,
-    "subsampling_conv_channels": [16, 8],
-}
 # The processor's name for each -> the token; their ids are the vocabulary's last.
 _TOKENS = {
     "image_token": "<|image|>",
@@ -54,47 +39,63 @@ _CHAT_TEMPLATE = (
 )
 
 
-def write_multimodal(spec: Spec, path: Path | str, seed: int = 0, dtype: str = "float32") -> Path:
-    """Write a multimodal checkpoint of the tiny twin `spec`, with the processor's files, to the folder `path`.
+def write_multimodal(spec: Spec, path: Path | str, seed: int = 0, dtype: str = "float32", weights: bool = True) -> Path:
+    """Write a multimodal checkpoint of `spec`, with the processor's files, to the folder `path`.
+
+    Args:
+        weights: False leaves them out, as the large models' must be.
 
     Raises:
-        BadInput: `spec` is no twin, another dtype than float32, bfloat16 or float16, or a `path` that holds files g4lab
-            did not write.
+        BadInput: weights of a model that is no twin, another dtype than float32, bfloat16 or float16, or a `path` that
+            holds files g4lab did not write.
     """
-    import torch
-    from transformers import Gemma4ForConditionalGeneration
-
-    if spec.name not in TWINS:
-        raise bad("spec", spec.name, "a tiny twin: " + ", ".join(TWINS))
+    if weights and spec.name not in TWINS:
+        raise bad("weights", weights, f"False for {spec.name}; with weights: {', '.join(TWINS)}")
     if dtype not in DTYPE_BYTES:
         raise bad("dtype", dtype, "one of " + ", ".join(DTYPE_BYTES))
-    with checkpoint_folder(path, {"multimodal": spec.name, "seed": seed, "dtype": dtype}) as folder:
-        tokenizer = _tokenizer(spec.vocab_size)
-        model = Gemma4ForConditionalGeneration(_config(spec, tokenizer))
-        with torch.no_grad():
-            for name, weight in model.state_dict().items():
-                text_name = name.replace("model.language_model.", "model.")
-                # The LM head is the embedding; the towers' norms, biases and clip bounds stay transformers'.
-                if name != "lm_head.weight" and (weight.ndim > 1 or text_name != name):
-                    weight.copy_(random_weight(text_name, tuple(weight.shape), seed))
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
-        _processor(tokenizer).save_pretrained(folder)
+    made_of = {"multimodal": spec.name, "seed": seed, "dtype": dtype, "weights": weights}
+    with checkpoint_folder(path, made_of) as folder:
+        _processor(spec.vocab_size).save_pretrained(folder)
+        config = multimodal_config(spec, dtype)
+        if weights:
+            _random_model(config, seed, dtype).save_pretrained(folder)
+        else:
+            config.save_pretrained(folder)
     return Path(path)
 
 
-def _config(spec: Spec, tokenizer: PreTrainedTokenizerFast) -> Gemma4Config:
+def _random_model(config: Gemma4Config, seed: int, dtype: str) -> PreTrainedModel:
+    import torch
+    from transformers import Gemma4ForConditionalGeneration
+
+    model = Gemma4ForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            text_name = name.replace("model.language_model.", "model.")
+            # The LM head is the embedding; the towers' norms, biases and clip bounds stay transformers'.
+            if name != "lm_head.weight" and (weight.ndim > 1 or text_name != name):
+                weight.copy_(random_weight(text_name, tuple(weight.shape), seed))
+    return model.to(getattr(torch, dtype))
+
+
+def multimodal_config(spec: Spec, dtype: str = "float32") -> Gemma4Config:
+    """The configuration of `spec` under its towers (`g4lab.gemma4.towers`)."""
     from transformers import Gemma4Config
 
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in _TOKENS.items()}
+    vision, audio = towers(spec)
+    ids = {name: _tokenizer(spec.vocab_size).convert_tokens_to_ids(token) for name, token in _TOKENS.items()}
     return Gemma4Config(
         text_config=spec.hf_config().to_dict(),
-        vision_config=_VISION,
-        audio_config=_AUDIO,
+        vision_config=vision.config(),
+        audio_config=audio.config() if audio else None,
         eoa_token_index=ids["eoa_token"],
+        architectures=["Gemma4ForConditionalGeneration"],
+        dtype=dtype,
         **{f"{name}_id": token_id for name, token_id in ids.items()},
     )
 
 
+@functools.cache
 def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
@@ -112,7 +113,7 @@ def _tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _processor(tokenizer: PreTrainedTokenizerFast):
+def _processor(vocab_size: int) -> ProcessorMixin:
     from transformers.models.gemma4 import (
         Gemma4AudioFeatureExtractor,
         Gemma4ImageProcessor,
@@ -123,7 +124,7 @@ def _processor(tokenizer: PreTrainedTokenizerFast):
     return Gemma4Processor(
         feature_extractor=Gemma4AudioFeatureExtractor(),
         image_processor=Gemma4ImageProcessor(),
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(vocab_size),
         video_processor=Gemma4VideoProcessor(),
         chat_template=_CHAT_TEMPLATE,
     )
