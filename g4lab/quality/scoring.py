@@ -22,7 +22,8 @@ _NUMBER = re.compile(
     r"(?P<before>(?<![\w)\]%])[-−])?[$€£]?(?P<after>(?<=[$€£])[-−])?"
     r"(?<![\w.])(?P<value>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
-_WORDS = "AI"  # letters that are also English words
+_WORDS = "AI"  # letters that are also English words: "A cat", but
+_REASONS = (" because", " since", " as", " is")  # "A because it purrs"
 
 
 def given_answer(question: Question, text: str) -> str | None:
@@ -46,24 +47,17 @@ def is_right(question: Question, given: str | None) -> bool:
 def find_letter(text: str, letters: str) -> str | None:
     """One of `letters` (capitals): of the last "answer is ..." in `text`, else at its start, else the only one marked.
 
-    Marked is a letter in brackets or before one: (C), C). A letter that is a word, as in "A cat", is none.
+    Marked is a letter before a bracket: (C), C). At the start, a letter that is a word, as in "A cat", is none.
     """
-    stated = [found for match in _STATED.finditer(text) if (found := _leading(text[match.end() :], letters))]
+    bare = rf"[\s*_(\[\"'`]*([{letters}])(?![\w'’])"
+    stated = [found[1] for match in _STATED.finditer(text) if (found := re.match(bare, text[match.end() :]))]
     if stated:
         return stated[-1]
-    if leading := _leading(text, letters):
-        return leading
+    leading = re.match(rf"\s*(?:[Oo]ption\b|[Cc]hoice\b)?{bare}(?P<word> [a-z]+)?", text)
+    if leading and not (leading[1] in _WORDS and leading["word"] and leading["word"] not in _REASONS):
+        return leading[1]
     marked = set(re.findall(rf"(?<!\w)([{letters}])\)", text))
     return marked.pop() if len(marked) == 1 else None
-
-
-def _leading(text: str, letters: str) -> str | None:
-    found = re.match(rf"[\s*_(\[\"'`]*([{letters}])(?![\w'’])(?P<rest>.?.?)", text, re.DOTALL)
-    if not found:
-        return None
-    # "A cat": a space, then a lower-case word.
-    word = found[1] in _WORDS and found["rest"][:1] == " " and found["rest"][1:].islower()
-    return None if word else found[1]
 
 
 def find_number(text: str) -> Decimal | None:
@@ -73,7 +67,7 @@ def find_number(text: str) -> Decimal | None:
     """
     for match in reversed(list(_STATED.finditer(text))):
         line = text[match.end() :].split("\n", 1)[0]
-        if found := _NUMBER.search(line):
+        if found := _NUMBER.search(line.rpartition("=")[2]):  # "Answer: 6 * 7 = 42"
             return _value(found)
     numbers = list(_NUMBER.finditer(text))
     return _value(numbers[-1]) if numbers else None
