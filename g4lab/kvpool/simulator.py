@@ -19,7 +19,7 @@ from g4lab.kvpool.plan import Plan
 from g4lab.kvpool.prefix_cache import FULL, SWA, Chain, PrefixCache
 from g4lab.kvpool.simulation import Request, Served, Simulation, Step
 
-# SGLang 0.5.21's defaults: SGLANG_INIT_NEW_TOKEN_RATIO, that times SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR, the steps between.
+# SGLANG_INIT_NEW_TOKEN_RATIO, that times SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR, and the steps from one to the other.
 FIRST_RATIO, LEAST_RATIO, DECAY_STEPS = 0.7, 0.7 * 0.14, 600
 RETRACT_STEPS = 20  # tokens for each request that retraction makes room for: SGLANG_RETRACT_DECODE_STEPS
 
@@ -147,7 +147,7 @@ class _Engine:
 
     def _too_large(self, live: _Live) -> None:
         pools = f"{self.plan.full_tokens} full and {self.plan.swa_tokens} sliding"
-        raise bad("requests", tuple(live.request), f"a request that pools of {pools} tokens hold")
+        raise bad("requests", tuple(live.request), f"a request that SGLang need not abort with pools of {pools} tokens")
 
     def _admit(self) -> list[tuple[_Live, int]]:
         """The next prefill batch: each request with the tokens of it to prefill now."""
@@ -159,6 +159,7 @@ class _Engine:
             new_token_ratio=self.ratio,
         )
         batch: list[tuple[_Live, int]] = []
+        partly = self.chunked  # only one request at a time
 
         def add(live: _Live, tokens: int) -> None:
             budget.reserve(tokens, live.request.output_len if tokens == live.to_prefill else 0)
@@ -171,9 +172,10 @@ class _Engine:
                 break
             live.prefix = self.cache.reuse(live.chain)
             tokens = budget.start(live.to_prefill, live.left)
-            if not tokens or (self.chunked and tokens < live.to_prefill):
+            if not tokens or (partly and tokens < live.to_prefill):
                 self.cache.lock(live.chain, False)
                 break
+            partly = partly or (live if tokens < live.to_prefill else None)
             add(live, tokens)
         started = {live for live, _ in batch}
         self.waiting = [live for live in self.waiting if live not in started]
