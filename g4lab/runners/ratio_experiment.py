@@ -48,7 +48,8 @@ class RatioExperiment:
             made = self.plans[SIDES.index(visit.side)]
             pools = {"ratio": made.ratio, "full_tokens": made.full_tokens, "swa_tokens": made.swa_tokens}
             times = {name: getattr(visit.result, name) for name in ("median_ttft_ms", "median_e2e_ms")}
-            rows.append({"side": visit.side, "round": visit.round, **pools, **_counts(logged, self._prompts), **times})
+            counts = _counts(logged, self._prompts - visit.cached_tokens)
+            rows.append({"side": visit.side, "round": visit.round, **pools, **counts, **times})
         return pd.DataFrame(rows)
 
     def costs(self, side: Literal["A", "B"] = "A") -> StepCosts:
@@ -94,7 +95,7 @@ def ratio_experiment(
     input_len: int = 600,
     output_len: int = 96,
     rounds: int = 3,
-    seed: int = 1,
+    seed: int = 2,
     patches: str = "default",
     scheduling: Scheduling | None = None,
     server: Mapping[str, Any] | None = None,
@@ -105,6 +106,8 @@ def ratio_experiment(
     Args:
         ratio_b: "auto" is kvpool.best_ratio's for this workload.
         scheduling: chunk size and eviction interval of both servers; pages of one token.
+        seed: of the first round. With a small vocabulary (tiny-moe: 1024 tokens) two random prompts can begin at the
+            same token and then share a prefix, which seed 1 shows and 2 does not.
         patches: of both sides. server: more arguments for sglang_server, for both.
 
     Raises:
@@ -129,7 +132,7 @@ def ratio_experiment(
             _check_pools(running, plans)
             readers[running.url] = LogReader(running.log_path)
         logged.append(tuple(steps(readers[running.url]())))
-        return _counts(logged[-1], num_prompts * input_len)
+        return {}
 
     # One thread each: two servers share this machine, and waiting threads would take their cores from each other.
     alone = {"OMP_NUM_THREADS": "1"} if on_cpu else {}
@@ -172,12 +175,12 @@ def _check_pools(server: Server, plans: tuple[Plan, Plan]) -> None:
 
 
 def _counts(logged: tuple[LoggedStep, ...], prompts: int) -> dict[str, float]:
-    """The names of Simulation.summary. prompts: tokens that all prompts have together."""
+    """The names of Simulation.summary. prompts: tokens to prefill if none is retracted, those of prefixes shared by
+    chance left out."""
     prefilled = sum(step.tokens for step in logged if step.phase == "prefill")
-    # Ending requests are gone from a step's usage: the last step before is the fullest.
     return {
         "retractions": sum(step.retracted for step in logged),
-        "reprefilled_share": max(0, prefilled - prompts) / prefilled if prefilled else 0.0,
+        "reprefilled_share": (prefilled - prompts) / prefilled if prefilled else 0.0,
         "peak_running": max((step.requests for step in logged if step.phase == "decode"), default=0),
         "peak_full_usage": max((step.full_usage for step in logged), default=0.0),
         "peak_swa_usage": max((step.swa_usage for step in logged), default=0.0),
