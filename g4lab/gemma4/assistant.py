@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from g4lab.errors import bad
-from g4lab.gemma4.checkpoint import save_tokenizer
-from g4lab.gemma4.folder import checkpoint_folder
+from g4lab.gemma4.checkpoint import ensure, save_tokenizer
+from g4lab.gemma4.folder import MARKER, checkpoint_folder
 from g4lab.gemma4.specs import FULL, SLIDING, TWINS, Spec
+from g4lab.gemma4.specs import spec as find
 from g4lab.gemma4.tokenizer import SPECIAL_TOKENS
 from g4lab.gemma4.weights import random_weight
 
@@ -54,6 +55,18 @@ def write_assistant(
         model.to(getattr(torch, dtype)).save_pretrained(folder)
         save_tokenizer(spec, folder)
     return Path(path)
+
+
+def ensure_assistant(name: str, accepting: bool = True) -> Path:
+    """The cached assistant of a tiny twin's fp32 checkpoint, made at the first call. Raises BadInput for no twin."""
+    import filelock
+
+    target = ensure(name)
+    path = target.parent / f"{target.name}-assistant{'' if accepting else '-random'}"
+    with filelock.FileLock(f"{path}.lock"):
+        if not (path / MARKER).exists():
+            write_assistant(find(name), target, path, accepting)
+    return path
 
 
 def _model(spec: Spec) -> torch.nn.Module:
