@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import types
 
 import pytest
 from hypothesis import given
@@ -18,6 +17,7 @@ from g4lab.kvpool import (
     draw_plan,
     plan,
     reproduce,
+    sglang_pools,
     swa_tokens_per_request,
     swa_tokens_to_admit,
 )
@@ -28,55 +28,8 @@ RATIOS, PAGES, TPS = (0.05, 0.15, 1 / 3, 0.8, 1.0), (1, 16, 64), (1, 2, 4, 8)
 
 
 @pytest.fixture(scope="module")
-def model_configs(tmp_path_factory):
-    """SGLang's ModelConfig of each model, from a configuration as the public checkpoints have it."""
-    from sglang.srt.configs.model_config import ModelConfig
-    from transformers import Gemma4Config
-
-    def read(name):
-        folder = tmp_path_factory.mktemp(name)
-        text = spec(name).hf_config().to_dict()
-        made = Gemma4Config(text_config=text, vision_config=None, audio_config=None)
-        made.architectures = ["Gemma4ForConditionalGeneration"]
-        made.save_pretrained(folder)
-        return ModelConfig(str(folder))
-
-    return {name: read(name) for name in NAMES}
-
-
-@contextlib.contextmanager
-def sglang_settings(tp=1, **settings):
-    """SGLang's published configuration with these server arguments."""
-    from sglang.srt.runtime_context import get_context, get_parallel
-
-    with get_context().override_server_args(tp_size=tp, **settings):
-        assert get_parallel().attn_tp_size == tp
-        yield
-
-
-def sglang_pools(model_config, *, tp, ratio, page, dtype_bytes=2, draft_layers=0):
-    """The real configurator, made of the real layer information."""
-    import torch
-    from sglang.srt.model_executor.model_runner_components.layer_setup import resolve_layer_indices
-    from sglang.srt.model_executor.model_runner_components.spec_aux_hidden_state import SpecAuxHiddenStateConfig
-    from sglang.srt.model_executor.pool_configurator import HybridSWAPoolConfigurator
-    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
-
-    model = types.SimpleNamespace(config=model_config.hf_config)
-    algorithm = SpeculativeAlgorithm.FROZEN_KV_MTP if draft_layers else SpeculativeAlgorithm.NONE
-    kvc = types.SimpleNamespace(
-        kv_cache_dtype_str="auto",
-        kv_cache_dtype={1: torch.float8_e4m3fn, 2: torch.bfloat16, 4: torch.float32}[dtype_bytes],
-        model_config=model_config,
-        layer_info=resolve_layer_indices(model=model, model_config=model_config, is_draft_worker=False),
-        sliding_window_size=model_config.sliding_window_size - 1,  # as the model's class says
-        page_size=page,
-        spec_algorithm=algorithm,
-        is_draft_worker=False,
-        spec_aux_config=SpecAuxHiddenStateConfig(eagle_draft_num_layers=draft_layers or None),
-    )
-    with sglang_settings(tp, swa_full_tokens_ratio=ratio, page_size=page):
-        return HybridSWAPoolConfigurator(kvc)
+def model_configs():
+    return {name: sglang_pools.model_config(name) for name in NAMES}
 
 
 def tps_of(name):
@@ -87,7 +40,7 @@ def tps_of(name):
 def test_pools_are_those_of_sglangs_configurator(name, model_configs):
     compared = refused = 0
     for ratio, page, tp, draft in itertools.product(RATIOS, PAGES, tps_of(name), (0, 4)):
-        theirs = sglang_pools(model_configs[name], tp=tp, ratio=ratio, page=page, draft_layers=draft)
+        theirs = sglang_pools.configurator(model_configs[name], tp=tp, ratio=ratio, page_size=page, draft_layers=draft)
         options = {"ratio": ratio, "page_size": page, "tp": tp, "draft_layers": draft}
         for kv_bytes in (1 << 18, 1 << 24, 12_345_678_901, 109_478_041_600):
             try:
@@ -116,12 +69,12 @@ def test_pools_are_those_of_sglangs_configurator(name, model_configs):
 
 
 def test_fp8_halves_the_cell(model_configs):
-    theirs = sglang_pools(model_configs["26b-a4b"], tp=1, ratio=0.8, page=1, dtype_bytes=1)
+    theirs = sglang_pools.configurator(model_configs["26b-a4b"], ratio=0.8, dtype_bytes=1)
     assert plan("26b-a4b", 1 << 36, dtype_bytes=1).cell.bytes(0.8) == theirs._cell_size == 184_320 / 2
 
 
 def test_floor_is_where_sglang_starts_to_refuse(model_configs):
-    theirs = sglang_pools(model_configs["tiny-moe"], tp=1, ratio=0.5, page=16)
+    theirs = sglang_pools.configurator(model_configs["tiny-moe"], ratio=0.5, page_size=16)
     for tokens in range(96, 224, 16):
         try:
             theirs.calculate_pool_sizes_from_max_tokens(tokens, 16)
@@ -140,7 +93,7 @@ def test_a_requests_share_is_sglangs_worst_case(page, draft_tokens):
     mtp = {"speculative_algorithm": "FROZEN_KV_MTP", "speculative_num_steps": 3, "speculative_eagle_topk": 1}
     mtp = mtp | {"speculative_num_draft_tokens": 4} if draft_tokens else {}
     scheduling = Scheduling(page_size=page, draft_tokens=draft_tokens)
-    with sglang_settings(page_size=page, chunked_prefill_size=8192, **mtp):
+    with sglang_pools.settings(page_size=page, chunked_prefill_size=8192, **mtp):
         settings = {"page_size": page, "window": 1023, "attn_dp_size": 1}
         nine, ten = (compute_swa_request_cap(**settings, max_running_requests=count) for count in (9, 10))
     assert swa_tokens_per_request(spec("26b-a4b"), 9000, scheduling) == ten - nine
@@ -325,3 +278,12 @@ def test_figures_show_the_plans_numbers():
     idle = [sum(bar.get_width() for bar in ax.patches[6 * row + 1 : 6 * row + 6 : 2]) for row in (0, 1)]
     assert idle[0] > 5
     assert idle[1] == 0
+
+
+def test_comparison_counts_what_differs(monkeypatch):
+    compared = sglang_pools.compare(["tiny-ple"], [1 << 18, 1 << 24], ratios=(0.15, 0.8), page_sizes=(16,), tps=(1, 3))
+    row = compared.loc[0]
+    assert row["equal"] + row["both refuse"] == 8  # two ratios, with and without drafts, two amounts of memory
+    assert row["both refuse"] > 0 == row["different"]
+    monkeypatch.setattr(sglang_pools, "plan", lambda name, memory, **options: plan(name, memory + 10_000, **options))
+    assert sglang_pools.compare(["tiny-ple"], [1 << 24], ratios=(0.8,), page_sizes=(1,))["different"].sum() > 0
