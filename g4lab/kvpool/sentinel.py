@@ -25,17 +25,17 @@ class KVIndexError(G4LabError, IndexError):
 class Read:
     """What one attention layer reads in one step, for B requests. All arrays are integers; positions count tokens.
 
-    backend, mode, layer: names for the message. sliding: whether the layer's keys are in the sliding pool. page_size:
-    tokens an entry stands for. rows: slots of the layer's pool, its reserved page included. window: keys before a query
-    that the layer attends, None for all. requests [B]: rows of the request table. start [B]: position of the first
-    entry. first_query [B]: position of the step's first query. indptr [B+1], entries [N]: page numbers (slots where
-    page_size is 1) of each request. table [B, C]: the full pool's slot of each position. translated [B, C]: the sliding
-    pool's, None where there is one pool.
+    backend, mode, layer: names for the message; without a layer the request table itself is read. sliding: whether the
+    layer's keys are in the sliding pool. page_size: tokens an entry stands for. rows: slots of the layer's pool, its
+    reserved page included. window: keys before a query that the layer attends, None for all. requests [B]: rows of the
+    request table. start [B]: position of the first entry. first_query [B]: position of the step's first query. indptr
+    [B+1], entries [N]: page numbers (slots where page_size is 1) of each request. table [B, C]: the full pool's slot of
+    each position. translated [B, C]: the sliding pool's, None where the layer's keys are in the full one.
     """
 
     backend: str
     mode: str
-    layer: int
+    layer: int | None
     sliding: bool
     page_size: int
     rows: int
@@ -50,6 +50,8 @@ class Read:
 
     @property
     def where(self) -> str:
+        if self.layer is None:
+            return f"request table ({self.mode})"
         return f"layer {self.layer} ({'sliding' if self.sliding else 'full'} pool, {self.backend}, {self.mode})"
 
 
@@ -139,7 +141,7 @@ def _why(read: Read, row: int, position: int, value: int, expected: int, outside
         lost = ", and the mapping has no other: freed within the window, or never given" if expected == value else ""
         return said + ", the reserved dummy, which keeps no token's key" + lost
     if page == expected // read.page_size:
-        return said + ", and the tables say so themselves"
+        return said + f", as the {'request table' if read.translated is None else 'mapping'} says"
     if read.translated is not None and page == read.table[row, position] // read.page_size:
         return said + ", a FULL-pool slot that was never translated"
     owner = np.argwhere(own // read.page_size == page)

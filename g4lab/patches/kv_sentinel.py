@@ -1,8 +1,8 @@
 """Opt-in bounds check of what attention reads from the KV pools, and of what the two-pool allocator hands out.
 
-At the first layer of each kind in a step, the indices that the backend would give its kernel are compared with the
-request table and the full-to-sliding mapping. A bad one raises KVIndexError, which names layer, request, position and
-value, before anything is read, and leaves a file for `g4lab kv inspect`.
+In each step the request table is compared with the full pool and, at the first layer of each kind, the indices that the
+backend would give its kernel with the request table and the full-to-sliding mapping. A bad one raises KVIndexError,
+which names layer, request, position and value, before anything is read, and leaves a file for `g4lab kv inspect`.
 """
 
 from __future__ import annotations
@@ -132,6 +132,38 @@ def _read(backend, layer, batch, indptr, entries, page_size) -> Read:
     )
 
 
+def _watched_step(original, runner, batch, *args, **kwargs):
+    """Around ModelRunner.forward: the request table itself, which all lists and page tables are made from."""
+    if not batch.forward_mode.is_idle():
+        check_table(runner, batch)
+    return original(runner, batch, *args, **kwargs)
+
+
+def check_table(runner, batch) -> None:
+    """Check the slots of the batch's requests against the full pool. Raises KVIndexError."""
+    allocator, lens = runner.token_to_kv_pool_allocator, host(batch.seq_lens)
+    table = host(runner.req_to_token_pool.req_to_token[batch.req_pool_indices, : max((*lens, 1))])
+    indptr, entries = _used(table, lens)
+    _judge(
+        Read(
+            backend="",
+            mode=batch.forward_mode.name,
+            layer=None,
+            sliding=False,
+            page_size=1,
+            rows=getattr(allocator, "size_full", allocator.size) + allocator.page_size,
+            window=None,
+            requests=host(batch.req_pool_indices),
+            start=np.zeros_like(lens),
+            first_query=lens,
+            indptr=indptr,
+            entries=entries,
+            table=table,
+            translated=None,
+        )
+    )
+
+
 def _watched_allocation(slots, allocator, *args, **kwargs):
     """After an allocation of SGLang's two-pool allocator; `slots` [N] of the full pool, or None where it is full."""
     if slots is None or getattr(allocator, "swa_req_ring", False):
@@ -167,6 +199,7 @@ PATCH = Patch(
     effect="raises at the first slot that attention must not read, by layer, request and position, and keeps a dump",
     source="the debug traps of pyc96/sglang#3",
     hooks=(
+        Hook("sglang.srt.model_executor.model_runner.ModelRunner.forward", "around", _watched_step),
         Hook(_BACKENDS + "base_attn_backend.AttentionBackend.forward", "around", _watched),
         Hook(
             _BACKENDS + "torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_extend", "around", _watched_loop
