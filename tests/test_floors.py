@@ -17,6 +17,7 @@ FLOORS = [
     {"bench", "patches"},
     {"runners"},
     {"records", "batch", "profiles", "report", "doctor"},
+    {"campaign", "bundle", "claims"},
     {"commands"},
     {"cli", "__main__"},
 ]
