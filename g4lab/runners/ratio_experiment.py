@@ -76,6 +76,15 @@ class RatioExperiment:
                              "simulated": summary[name]})  # fmt: skip
         return pd.DataFrame(rows)
 
+    def latencies(self, name: Literal["ttft", "tpot", "e2e"] = "ttft") -> tuple[dict[str, list], dict[str, list]]:
+        """Milliseconds of each request, simulated and measured, by ratio: what draw_simulator.draw_latencies takes."""
+        simulated, measured, requests = {}, {}, self.comparison.requests()
+        for side, found in zip(SIDES, self.simulated(), strict=True):
+            label = f"ratio {found.plan.ratio:g}"
+            simulated[label] = [1e3 * getattr(one, f"{name}_s") for one in found.served]
+            measured[label] = requests.loc[requests["side"] == side, f"{name}_ms"].tolist()
+        return simulated, measured
+
     def values(self) -> dict[str, Any]:
         """For a record: the A/B's, with the counts of every visit."""
         return self.comparison.values() | {"scheduling": self.scheduling().to_dict("records")}

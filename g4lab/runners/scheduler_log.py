@@ -40,7 +40,8 @@ class LoggedStep(NamedTuple):
     swa_usage: float
     waiting: int
     retracted: int  # just before it
-    kv_tokens: int  # of the full pool that requests hold after a decode step
+    kv_tokens: int  # that requests hold of the full pool after a decode step; 0 after a prefill, which does not say
+    swa_tokens: int  # and of the sliding pool
     seconds: float | None
 
 
@@ -55,13 +56,13 @@ def steps(text: str) -> list[LoggedStep]:
             seqs, new, cached, full, swa, queue, rate = match.groups()
             seconds = _seconds(int(new), rate) if phase == "prefill" else None
             found.append(LoggedStep("prefill", int(seqs), int(new), int(cached), float(full), float(swa), int(queue),
-                                    retracted, 0, seconds))  # fmt: skip
+                                    retracted, 0, 0, seconds))  # fmt: skip
             retracted = 0
         elif match := _DECODE.search(line):
-            running, kv_tokens, full, _, swa, rate, queue = match.groups()
+            running, kv_tokens, full, swa_tokens, swa, rate, queue = match.groups()
             seconds = _seconds(int(running), rate) if phase == "decode" else None
             found.append(LoggedStep("decode", int(running), int(running), 0, float(full), float(swa), int(queue),
-                                    retracted, int(kv_tokens), seconds))  # fmt: skip
+                                    retracted, int(kv_tokens), int(swa_tokens), seconds))  # fmt: skip
             retracted = 0
     return found
 
