@@ -12,6 +12,7 @@ from g4lab.errors import BadInput
 from g4lab.gemma4 import spec
 from g4lab.kvpool import Scheduling, plan
 from g4lab.kvpool.admission import Budget
+from g4lab.kvpool.draw_simulator import draw_latencies, draw_pools
 from g4lab.kvpool.prefix_cache import FULL, SWA, Chain, PrefixCache
 from g4lab.kvpool.simulation import Request
 from g4lab.kvpool.simulator import FIRST_RATIO, StepCosts, burst, simulate
@@ -217,3 +218,18 @@ def test_costs_change_times_and_not_tokens():
     fast_, slow_ = (simulate(pools(1500), burst(12, 200, 60), costs) for costs in (COSTS, slow))
     assert [one.prefilled for one in fast_.served] == [one.prefilled for one in slow_.served]
     assert slow_.steps[-1].end_s > fast_.steps[-1].end_s
+
+
+def test_figures():
+    found = [simulate(pools(1500, ratio), burst(12, 200, 60), COSTS) for ratio in (0.8, 0.3)]
+    panels = [ax for ax in draw_pools(found, "simulated").axes if ax.get_title(loc="left")]
+    assert [ax.get_title(loc="left") for ax in panels] == ["ratio 0.8", "ratio 0.3"]
+    full = panels[0].lines[0].get_ydata()
+    assert max(full) == pytest.approx(100 * found[0].summary()["peak_full_usage"])
+    assert len(panels[0].lines[2].get_xdata()) == sum(step.retracted > 0 for step in found[0].steps) > 0
+    (ax,) = draw_latencies({"a": [3.0, 1.0]}, "TTFT", "made up", measured={"a": [2.0, 2.0]}).axes
+    measured, simulated = ax.lines
+    assert simulated.get_xdata().tolist() == [1.0, 3.0]
+    assert simulated.get_color() == measured.get_color()
+    assert simulated.get_linestyle() == "--"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a, measured", "a, simulated"]
