@@ -171,14 +171,15 @@ def quality_ab(
         runs: of each variant; 2 give the noise.
         shots, by, max_new_tokens, concurrency: as in evaluate.
         draft: folder of an MTP assistant, for both sides.
-        prompt_lens: of the random prompts that drift, routing and greedy answers are measured on; none leaves it out.
+        prompt_lens: of the random prompts that drift, routing and greedy answers are measured on, with 2 runs or more;
+            none leaves it out.
         new_tokens: greedy tokens after each of those prompts.
         fresh: a new server for every run; default on a GPU, where two do not fit. Otherwise one process a side, and the
             noise does not hold what differs from one process to the next.
         server: more arguments for sglang_server. server_a, server_b: of one side alone ({"draft": folder} on one side
             compares MTP with none).
-        folder: keeps the runs (a1.jsonl, ...), the drift answers and the logs; the same call goes on with the same
-            folder. Default a new temporary one.
+        folder: keeps the runs (a1.jsonl, ...), the drift answers and the logs; given again, no answered question is
+            asked again. Default a new temporary one.
 
     Raises:
         BadInput: an argument that cannot work. Unavailable: a server failed; the folder keeps what was answered.
