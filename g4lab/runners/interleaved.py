@@ -19,7 +19,7 @@ from g4lab.runners.finished import export_args, finished
 from g4lab.runners.results import BenchResult
 from g4lab.runners.server import Server, sglang_server
 
-_WARMUPS = 4
+_WARMUPS = 4  # before each visit, or as many as its prompts where those are fewer
 
 
 def ab(
@@ -71,7 +71,8 @@ def ab(
     parameters |= {name: client[name] for name in ("request_rate", "max_concurrency") if client and name in client}
     common = [*server.pop("args", ()), *(() if fresh else ("--sleep-on-idle",))]
     load = {"num_prompts": num_prompts, "input_len": input_len, "output_len": output_len, **(client or {})}
-    load["extra_args"] = [*load.get("extra_args", ()), "--warmup-requests", str(_WARMUPS)]
+    warmups = min(_WARMUPS, num_prompts)
+    load["extra_args"] = [*load.get("extra_args", ()), "--warmup-requests", str(warmups)]
 
     @contextlib.contextmanager
     def start(side: str) -> Iterator["_Side"]:
@@ -80,7 +81,7 @@ def ab(
         with tempfile.TemporaryDirectory(prefix="g4lab-finished-") as folder:
             args = [*common, *own, *export_args(folder)]
             with sglang_server(model, patches[side], args, **{"draft": draft, **server}) as running:
-                yield _Side(side, running, folder)
+                yield _Side(side, running, folder, warmups)
 
     visits = []
     with contextlib.ExitStack() as kept:
@@ -100,12 +101,12 @@ def ab(
 class _Side:
     """A running server of one side, and how many of its finished requests have been counted."""
 
-    def __init__(self, side: str, server: Server, folder: str) -> None:
-        self._side, self._server, self._folder, self._counted = side, server, folder, 0
+    def __init__(self, side: str, server: Server, folder: str, warmups: int) -> None:
+        self._side, self._server, self._folder, self._warmups, self._counted = side, server, folder, warmups, 0
 
     def visit(self, number: int, position: int, load: Mapping[str, Any], observe) -> Visit:
         result = bench_serving(self._server, **load)
-        served = finished(self._folder, self._counted + _WARMUPS + result.completed)
+        served = finished(self._folder, self._counted + self._warmups + result.completed)
         measured, self._counted = served[-result.completed :], len(served)
         return Visit(
             self._side,
