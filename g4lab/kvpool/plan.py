@@ -144,7 +144,7 @@ def plan(
 
     Args:
         kv_bytes: memory for KV on one rank; None where `max_total_tokens` alone decides.
-        requests, context_len: so many requests of so many tokens (prompt and output); `workload` says it finer.
+        requests, context_len: so many requests of so many tokens, half of them prompt; `workload` says it finer.
         max_total_tokens: SGLang's --max-total-tokens, a cap on the full pool.
         dtype_bytes: of one KV element: 2 for bfloat16, 1 for fp8.
         draft_layers: of the MTP assistant, all charged as full-attention layers; 0 without MTP.
@@ -199,4 +199,5 @@ def _workload(requests: int | None, context_len: int | None) -> Workload | None:
         return None
     if context_len is None or context_len < 2:
         raise bad("context_len", context_len, "tokens of one request, prompt and output, at least 2")
-    return Workload.fixed(context_len - 1, 1, 1 if requests is None else requests)
+    output = context_len // 2  # about the split that holds most of the sliding pool
+    return Workload.fixed(context_len - output, output, 1 if requests is None else requests)

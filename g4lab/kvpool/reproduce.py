@@ -136,7 +136,7 @@ def _counts() -> list[Figure]:
             value = _pool("KV pools", "pyc96/sglang#2", ratio, metric)
             how = f"{tokens:,} // {each}"
             if each == 1024:
-                held = swa_tokens_per_request(spec_named("26b-a4b"), 9000)
+                held = swa_tokens_per_request(spec_named("26b-a4b"), 8000, 1000)
                 how += f"; a request holds up to {held}, so {tokens // held}"
             rows.append(
                 Figure(

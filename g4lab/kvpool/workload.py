@@ -75,7 +75,7 @@ class Workload:
 
     def swa(self, spec: Spec, scheduling: Scheduling) -> Demand:
         """What a decoding request takes of the sliding pool."""
-        return self._demand(lambda prompt, output: swa_tokens_per_request(spec, prompt + output, scheduling))
+        return self._demand(lambda prompt, output: swa_tokens_per_request(spec, prompt, output, scheduling))
 
     def swa_in_flight(self, spec: Spec, scheduling: Scheduling) -> int:
         """Slots of the sliding pool that prefill chunks hold beyond what their requests keep once they decode."""
