@@ -28,6 +28,7 @@ COMMANDS = (
     "bisect",
     "record",
     "report",
+    "bundle",
 )
 
 

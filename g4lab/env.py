@@ -16,6 +16,7 @@ from typing import BinaryIO
 from g4lab.errors import Unavailable
 
 PACKAGES = ("g4lab", "torch", "triton", "transformers", "sglang", "sglang-kernel", "numpy")
+COMMIT_FILE = "COMMIT"  # in a copy of the checkout without .git: the commit, and "+" where files differed
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -73,9 +74,10 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> tuple[str | None, bool]:
-    """(commit of the checkout g4lab runs from, whether tracked files differ from it); (None, False) outside of one."""
+    """(commit of the checkout or copy g4lab runs from, whether tracked files differ); (None, False) outside of one."""
     if not (_ROOT / ".git").exists():
-        return None, False
+        copied = (_ROOT / COMMIT_FILE).read_text().strip() if (_ROOT / COMMIT_FILE).exists() else ""
+        return copied.rstrip("+") or None, copied.endswith("+")
     sha = _run("git", "-C", str(_ROOT), "rev-parse", "HEAD")
     return sha, bool(_run("git", "-C", str(_ROOT), "status", "--porcelain", "--untracked-files=no"))
 

@@ -78,13 +78,13 @@ def sglang_overrides(checkpoint: Path | str | Mapping) -> dict:
 
     SGLang names the full layers' dimensions plainly and the sliding layers' `swa_*`, the reverse of Hugging Face. It
     translates model_type gemma4 and gemma4_assistant by itself, but not the text-only gemma4_text (SGLang 0.5.21,
-    `srt/utils/hf_transformers/config.py`). Empty for those that need nothing.
+    `srt/utils/hf_transformers/config.py`). Empty for those that need nothing, or that say it already.
 
     Raises:
         BadInput: a folder without config.json.
     """
     config = checkpoint if isinstance(checkpoint, Mapping) else _read_config(Path(checkpoint))
-    if config.get("model_type") != "gemma4_text":
+    if config.get("model_type") != "gemma4_text" or "swa_head_dim" in config:
         return {}
     sliding, full = config["head_dim"], config["global_head_dim"]
     kv_heads = config["num_key_value_heads"]
