@@ -36,11 +36,16 @@ def draw_crossing(
     import matplotlib.pyplot as plt
 
     house_style()
-    fig, axes = plt.subplots(1, len(cases), figsize=(4.6 * len(cases), 4.2), squeeze=False)
-    for ax, (model, kv_bytes, workload) in zip(axes[0], cases, strict=True):
+    across = min(2, len(cases))
+    down = -(-len(cases) // across)
+    fig, axes = plt.subplots(down, across, figsize=(4.9 * across, 3.5 * down + 0.5), squeeze=False)
+    for ax in axes.flat[len(cases) :]:
+        ax.remove()
+    for ax, (model, kv_bytes, workload) in zip(axes.flat, cases, strict=False):
         _crossing(ax, model, kv_bytes, workload, options)
         _mark(ax, model, kv_bytes, workload, marked, marked_as, options)
-    axes[0][0].set_ylabel("requests held to their end")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("requests held to their end")
     handles, labels = axes[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=5)
     stamp(fig, kind, source)

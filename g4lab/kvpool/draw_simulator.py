@@ -38,9 +38,10 @@ def draw_pools(simulations: Sequence[Simulation], source: str, kind: str = "live
         queue.grid(visible=False)
         ax.set(ylabel="held by requests (%)", ylim=(0, 108), xlim=(0, None))
         ax.set_title(f"ratio {made.ratio:g}")
-        ax.legend(
+        legend = ax.legend(
             loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, fontsize=8, columnspacing=1.2, handlelength=1.2
         )
+        legend.set_in_layout(False)  # it stands in the title's line, which has room already
     panels[-1, 0].set_xlabel("time (s)")
     stamp(fig, kind, source)
     return fig
