@@ -22,13 +22,16 @@ COMMANDS = (
     "run",
     "serve",
     "ab",
+    "experts",
     "quality",
     "plan",
     "kv",
     "bisect",
     "record",
     "report",
+    "campaign",
     "bundle",
+    "claims",
 )
 
 
