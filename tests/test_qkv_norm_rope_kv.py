@@ -96,11 +96,11 @@ def test_fp8_caches_round_as_pytorch_rounds(cache_dtype, dtype, mode):
     for weights in (arguments, again):
         weights[4].mul_(200)  # so that keys pass e4m3's largest value, 448
     assert_equal(arguments, again, keywords, IN_ORDER)
-    values = again[7].float()
+    largest = again[7].float().abs().max()
     if cache_dtype is torch.float8_e4m3fn:
-        assert values.abs().max() == 448
+        assert_same(largest, torch.tensor(1e9, device=DEVICE).to(cache_dtype).float())  # 448; before PyTorch 2.12 NaN
     else:
-        assert values.abs().max() > 448
+        assert largest > 448
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 33])

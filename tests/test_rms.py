@@ -63,7 +63,7 @@ def _fp8(x_ptr, out_ptr, N: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.const
     tl.store(out_ptr + at, ieee.fp8_bits(tl.load(x_ptr + at), MANTISSA, BIAS, LARGEST))
 
 
-FP8 = [(torch.float8_e4m3fn, (3, 7, 0x7E)), (torch.float8_e5m2, (2, 15, 0x7C))]
+FP8 = [(torch.float8_e4m3fn, (3, 7, ieee.E4M3_LARGEST.value)), (torch.float8_e5m2, (2, 15, 0x7C))]
 
 
 def fp8_bits(x, choices):
@@ -78,6 +78,15 @@ def assert_fp8(x, dtype, choices):
     numbers = ~x.isnan()
     assert torch.equal(got[numbers], expected[numbers])
     assert got[~numbers].view(dtype).float().isnan().all()
+
+
+@pytest.mark.parametrize("largest", [0x7E, 0x7F])
+def test_beyond_e4m3s_448_both_conversions_of_pytorch(largest):
+    """464 is halfway to the next step, 480, and rounds to the even 448; with 0x7F all above it is NaN, as before 2.12."""
+    x = torch.tensor([448.0, 464.0, -464.0, 464.0, -480.0, math.inf, 3e38, 0.0])
+    x[3] = x[3].nextafter(x[5])
+    expected = [0x7E, 0x7E, 0xFE, largest, 0x80 | largest, largest, largest, 0]
+    assert fp8_bits(x.to(DEVICE), (3, 7, largest)).tolist() == expected
 
 
 @pytest.mark.parametrize(("dtype", "choices"), FP8)

@@ -21,6 +21,10 @@ LAUNCH_OPTIONS = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
+# The code to which the installed PyTorch converts what is too large for e4m3fn: 448 (0x7E) since 2.12, before that NaN
+# (0x7F; pytorch/pytorch#178817).
+E4M3_LARGEST = tl.constexpr(int(torch.tensor(1e9).to(torch.float8_e4m3fn).view(torch.uint8)))
+
 
 @contextlib.contextmanager
 def _interpreting(kernel):
@@ -89,9 +93,10 @@ def butterfly_sum(x, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def fp8_bits(x, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl.constexpr):
-    """fp32 `x` rounded to the nearest even fp8 value, as its bits in uint8: what PyTorch 2.13's conversion gives.
+    """fp32 `x` rounded to the nearest even fp8 value, as its bits in uint8: what PyTorch's conversion gives.
 
-    e4m3fn: MANTISSA 3, BIAS 7, LARGEST 0x7E (448, to which all larger saturate). e5m2: 2, 15, 0x7C (infinity).
+    LARGEST is the code of all that is too large. e4m3fn: MANTISSA 3, BIAS 7, LARGEST `E4M3_LARGEST`. e5m2: 2, 15, 0x7C
+    (infinity).
     """
     bits = x.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF

@@ -11,7 +11,7 @@ embedding of the full-attention layers turns a quarter of a head and pads the fr
 leave the rest alone, so it needs no code of its own.
 
 Rounding. Every step rounds as its own launch would: the norm to the tensors' dtype, the rotation to it again, the
-cache's write to the cache's dtype. rope_rounding "fp32" turns in fp32 and rounds once (SGLang's CUDA kernel, whose
+cache's write to the cache's dtype as the installed PyTorch converts (beyond e4m3's 448: 448 since 2.12, before it NaN). rope_rounding "fp32" turns in fp32 and rounds once (SGLang's CUDA kernel, whose
 compiler may contract a product and the sum into one fma; this one does not). "eager" rounds cos, sin and each product
 to the dtype (transformers, and SGLang without a GPU). For fp32 the two are one.
 """
@@ -97,7 +97,8 @@ def _write_cache(ptr, loc_ptr, stride, row_offset, low, high, token, there, HALF
     slot = tl.load(loc_ptr + token, mask=there, other=-1).to(tl.int64)
     offset, there = slot * stride + row_offset, there & (slot >= 0)
     if FP8 == "e4m3":
-        low, high = ieee.fp8_bits(low, 3, 7, 0x7E), ieee.fp8_bits(high, 3, 7, 0x7E)
+        largest: tl.constexpr = ieee.E4M3_LARGEST
+        low, high = ieee.fp8_bits(low, 3, 7, largest), ieee.fp8_bits(high, 3, 7, largest)
     elif FP8 == "e5m2":
         low, high = ieee.fp8_bits(low, 2, 15, 0x7C), ieee.fp8_bits(high, 2, 15, 0x7C)
     store_heads(ptr, offset, low, high, there, HALF)
