@@ -214,7 +214,7 @@ def test_resume_runs_again_what_changed_and_what_comes_after_it(tmp_path):
 def test_one_folder_serves_one_run_at_a_time(tmp_path):
     book = write(tmp_path, "a", "1")
     state = batch.prepare([str(book)], PROFILE, {}, tmp_path / "run")
-    with scheduler._only_one(tmp_path / "run"), pytest.raises(BadInput, match="no other `g4lab run`"):
+    with scheduler.only_one(tmp_path / "run", "g4lab run"), pytest.raises(BadInput, match="no other `g4lab run`"):
         batch.run(state, tmp_path / "run")
 
 

@@ -81,7 +81,7 @@ def run(
     found = {name: notebooks.load(entry.path) for name, entry in state.notebooks.items() if entry.state == "waiting"}
     order = [notebook.name for notebook in _order(list(found.values()))]
     running: dict[str, tuple[subprocess.Popen, float]] = {}
-    with _only_one(folder):
+    with only_one(folder, "g4lab run"):
         try:
             while order or running:
                 for name in [name for name in running if _ended(state, folder, name, *running[name])]:
@@ -202,10 +202,11 @@ def _log(folder: Path, name: str) -> Path:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path, command: str) -> Iterator[None]:
+    """Hold the folder's lock. Raises BadInput while another process of `command` does."""
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise bad("run folder", str(folder), "one that no other `g4lab run` is using now") from None
+            raise bad("run folder", str(folder), f"one that no other `{command}` is using now") from None
         yield

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
+from g4lab import env
 from g4lab.bench import suite, timing
 from g4lab.bench.floors import launch_empty
 from g4lab.bench.suite import AGAIN, BASELINE, EMPTY, Proof
 from g4lab.bench.timing import Provider
+from g4lab.errors import Unavailable
 from g4lab.kernels import router
+from g4lab.quality.router_chains import softmax_in_cuda_order
 from g4lab.quality.router_probe import DTYPES, LOGITS, in_calls_of, probe
 
 TOKENS = (1, 7, 64, 1024, 16384)
@@ -82,21 +86,28 @@ PROVIDERS = (
 
 
 def prove(
-    rows: int = PROOF_ROWS, tokens=TOKENS, dtypes=tuple(DTYPES), progress: Callable[[int, int], None] | None = None
-) -> list[Proof]:
+    rows: int = PROOF_ROWS, tokens=TOKENS, dtypes=tuple(DTYPES), progress: Callable[[int, int], None] | None = None,
+    device: str = "cuda",
+) -> list[Proof]:  # fmt: skip
     """Bit-equality of `route` with eager on the GPU, for every dtype, kind of logits and T.
 
-    Each is `rows` random rows routed in calls of T; at most MAX_CALLS calls, so small T see fewer rows.
+    Each is `rows` random rows routed in calls of T; at most MAX_CALLS calls, so small T see fewer rows. device: "cpu"
+    in Triton's interpreter (choose few rows there).
 
     Raises:
-        Unavailable: no GPU, or an interpreted process.
+        Unavailable: no GPU, or an interpreted process; on the CPU, one that does not interpret.
     """
-    timing.require_gpu()
+    if device == "cuda":
+        timing.require_gpu()
+    elif not env.interpreting():
+        raise Unavailable("no kernel runs on the CPU: TRITON_INTERPRET is not 1")
     jobs = [(dtype, kind, t) for dtype in dtypes for kind in LOGITS for t in tokens]
-    proofs = []
+    proofs, eager = [], router.route_reference
+    if device == "cpu":  # there the eager chain adds in another order
+        eager = partial(eager, softmax=softmax_in_cuda_order)
     for dtype, kind, t in jobs:
-        routers = {"router": in_calls_of(t, router.route), "reference": in_calls_of(t, router.route_reference)}
-        found = probe(min(rows, MAX_CALLS * t), dtype=dtype, logits=kind, seed=t, device="cuda", **routers)
+        routers = {"router": in_calls_of(t, router.route), "reference": in_calls_of(t, eager)}
+        found = probe(min(rows, MAX_CALLS * t), dtype=dtype, logits=kind, seed=t, device=device, **routers)
         values = {"ulps": {str(ulp): n for ulp, n in found.ulps.items()}, **found.summary()}
         parameters = {name: values.pop(name) for name in ("dtype", "rounding", "logits")}
         proofs.append(Proof(parameters | {"tokens_per_call": t, "seed": t}, values, found.bit_identical))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from g4lab.commands._table import frame_table
 from g4lab.errors import G4LabError, Unavailable
 
 if TYPE_CHECKING:
-    from g4lab.bench.suite import Suite
+    from g4lab.bench.suite import Proof, Suite
 
 NAMED = 5  # of the checks that failed; the records have them all
 
@@ -38,15 +38,8 @@ def run(suite: Suite, folder: Path | None, show: Callable[[object], None]) -> No
         console.print(frame_table(suite.availability()))
         raise
 
-    folder, (what, claimed) = folder or records.where(), suite.claim
-    proofs = []
-    with bar(claimed) as advance:
-        for proof in suite.prove(progress=advance):
-            proofs.append(proof)
-            record = records.new_record(f"{suite.name}.{what}", proof.values, proof.parameters)
-            records.append(record, folder / f"{suite.name}.{what}.jsonl")
-    failed = [proof for proof in proofs if not proof.holds]
-    console.print(f"{claimed} holds in {len(proofs) - len(failed)} of {len(proofs)} checks")
+    folder = folder or records.where()
+    failed = prove(suite.name, suite.prove, suite.claim, folder)
 
     before = timing.clocks()
 
@@ -61,6 +54,28 @@ def run(suite: Suite, folder: Path | None, show: Callable[[object], None]) -> No
         frame = suite.measure(keep=keep, progress=advance)
     show(frame)
     console.print(f"records in {folder}")
+    require_none(failed, suite.claim)
+
+
+def prove(
+    name: str, proofs: Callable[..., Iterable[Proof]], claim: tuple[str, str], folder: Path | None
+) -> list[Proof]:
+    """Proofs to NAME.CLAIM.jsonl in `folder`, each at once; None records nothing. Returns those that do not hold."""
+    what, claimed = claim
+    found = []
+    with bar(claimed) as advance:
+        for proof in proofs(progress=advance):
+            found.append(proof)
+            if folder:
+                record = records.new_record(f"{name}.{what}", proof.values, proof.parameters)
+                records.append(record, folder / f"{name}.{what}.jsonl")
+    failed = [proof for proof in found if not proof.holds]
+    Console().print(f"{name}: {claimed} holds in {len(found) - len(failed)} of {len(found)} checks")
+    return failed
+
+
+def require_none(failed: Sequence[Proof], claim: tuple[str, str]) -> None:
+    """Raises G4LabError with the first proofs that do not hold, if there are any."""
     if failed:
         more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
-        raise G4LabError(f"no {claimed}: " + "; ".join(map(str, failed[:NAMED])) + more)
+        raise G4LabError(f"no {claim[1]}: " + "; ".join(map(str, failed[:NAMED])) + more)

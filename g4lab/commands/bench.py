@@ -203,6 +203,38 @@ def moe(
 
 
 @app.command()
+def proofs(
+    suite: Annotated[
+        list[str] | None, typer.Argument(help="router, norms, extend or moe.", show_default="all four")
+    ] = None,
+    records_dir: Annotated[
+        Path | None, typer.Option("--records", help="Folder for the records.", show_default="this run's records")
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Tiny shapes, also in Triton's interpreter; leaves no records.")
+    ] = False,
+) -> None:
+    """Every suite's proofs and no timings: bits of the router and the norms, error budgets of attention and experts.
+
+    Examples:
+
+    - `g4lab bench proofs --records data/records/nvidia-h200`
+    - `g4lab bench proofs moe --tiny`
+    """
+    from g4lab import env, records
+    from g4lab.bench import proofs as bench
+    from g4lab.commands import _suite
+
+    if tiny:
+        env.interpret_without_gpu()  # before anything imports triton
+    chosen = {name: bench.of(name, tiny) for name in suite or bench.SUITES}
+    folder = None if tiny else records_dir or records.where()
+    failed = {name: _suite.prove(name, each.prove, each.claim, folder) for name, each in chosen.items()}
+    for name, those in failed.items():
+        _suite.require_none(those, chosen[name].claim)
+
+
+@app.command()
 def ceilings(
     records_dir: Annotated[
         Path | None, typer.Option("--records", help="Folder for the record.", show_default="this run's records")

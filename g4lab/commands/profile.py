@@ -14,7 +14,10 @@ def command(
     runner: Annotated[str, typer.Option(help="hf (transformers, in this process) or sglang (the real server).")] = "hf",
     model: Annotated[str, typer.Option(help="A model's name (tiny-moe, 26b-a4b) or a checkpoint.")] = "tiny-moe",
     phase: Annotated[str, typer.Option(help="prefill or decode.")] = "decode",
-    batch: Annotated[int, typer.Option(help="Sequences in a step.")] = 1,
+    batches: Annotated[
+        list[int] | None,
+        typer.Option("--batch", help="Sequences in a step; given again, one more profile.", show_default="1"),
+    ] = None,
     prompt_len: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 128,
     steps: Annotated[int, typer.Option(help="Forward passes to capture.")] = 3,
     patches: Annotated[str, typer.Option(help="What to switch on; see `g4lab serve --help`.")] = "none",
@@ -34,7 +37,7 @@ def command(
     Examples:
 
     - `g4lab profile --runner hf --model tiny-moe --phase prefill --prompt-len 64`
-    - `g4lab profile --runner sglang --phase decode --batch 8 --steps 5`
+    - `g4lab profile --runner sglang --phase decode --batch 1 --batch 8 --steps 5` (one server, two profiles)
     - `g4lab profile --runner sglang --model 26b-a4b --patches default,spread_dummy -- --load-format dummy`
     """
     from rich.console import Console
@@ -50,34 +53,40 @@ def command(
         raise bad("SGLANG ARGS", " ".join(args), "--runner sglang with them")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its notes on starting, stopping and finding no GPU
     env.interpret_without_gpu()  # before anything imports triton
-    work = {"phase": phase, "batch": batch, "prompt_len": prompt_len, "steps": steps, "out": out}
+    works = [
+        {"phase": phase, "batch": batch, "prompt_len": prompt_len, "steps": steps, "out": out}
+        for batch in batches or [1]
+    ]
     console = Console(stderr=True)
+    made = []
     with console.status(f"profiling {phase} of {model} on {runner}"):
         if runner == "hf":
             from g4lab.runners.profiling import profile_transformers
 
-            made = profile_transformers(model, patches=patches, device=device, dtype=dtype, **work)
+            for work in works:
+                made.append(profile_transformers(model, patches=patches, device=device, dtype=dtype, **work))
         else:
             from g4lab.runners import sglang_server
             from g4lab.runners.captures import check
             from g4lab.runners.server_profile import profile_server
 
-            check(phase, batch=batch, prompt_len=prompt_len, steps=steps)  # before a server is started
+            for work in works:  # before a server is started
+                check(phase, batch=work["batch"], prompt_len=prompt_len, steps=steps)
             serving = {"device": device, "dtype": dtype, "attention_backend": attention_backend or _backend(device)}
             with sglang_server(model, patches, args or (), **serving) as server:
-                made = profile_server(server, **work)
-    trace = load(made)
-    here = env.machine_name() + ("" if trace.has_gpu else ", CPU operators")
-    trace.meta["provenance"] = ("live", f"{here}, {runner}, patches {patches}")
-    for line in losses(trace):
-        console.print(line, style="yellow", markup=False)
-    families = kernel_table(trace, phase=phase)
-    show([families, coverage(trace)], rows=None)
-    typer.echo(f"trace in {made}")
-    if record:
-        typer.echo(
-            f"record in {_record(record, families, work | {'runner': runner, 'model': model, 'patches': patches})}"
-        )
+                made += [profile_server(server, **work) for work in works]
+    for work, file in zip(works, made, strict=True):
+        trace = load(file)
+        here = env.machine_name() + ("" if trace.has_gpu else ", CPU operators")
+        trace.meta["provenance"] = ("live", f"{here}, {runner}, patches {patches}, batch {work['batch']}")
+        for line in losses(trace):
+            console.print(line, style="yellow", markup=False)
+        families = kernel_table(trace, phase=phase)
+        show([families, coverage(trace)], rows=None)
+        typer.echo(f"trace in {file}")
+        if record:
+            said = work | {"runner": runner, "model": model, "patches": patches}
+            typer.echo(f"record in {_record(record, families, said)}")
 
 
 def _backend(device: str | None) -> str | None:

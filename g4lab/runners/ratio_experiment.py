@@ -107,6 +107,7 @@ def ratio_experiment(
     seed: int = 2,
     patches: str = "default",
     scheduling: Scheduling | None = None,
+    fresh: bool | None = None,
     server: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> RatioExperiment:
@@ -117,7 +118,7 @@ def ratio_experiment(
         scheduling: chunk size and eviction interval of both servers; pages of one token.
         seed: of the first round. With a small vocabulary (tiny-moe: 1024 tokens) two random prompts can begin at the
             same token and then share a prefix, which seed 1 shows and 2 does not.
-        patches: of both sides. server: more arguments for sglang_server, for both.
+        patches: of both sides. fresh: as `ab`'s. server: more arguments for sglang_server, for both.
 
     Raises:
         BadInput: an argument that cannot work. Unavailable: a server failed, or made pools other than planned.
@@ -156,6 +157,7 @@ def ratio_experiment(
         patches,
         patches,
         rounds=rounds,
+        fresh=fresh,
         num_prompts=num_prompts,
         input_len=input_len,
         output_len=output_len,
