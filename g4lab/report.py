@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -59,25 +60,38 @@ def write(folder: Path) -> Path:
     return path
 
 
+def verdicts(notebook: Path) -> list[str]:
+    """The lines of an executed notebook's output that begin with "Verdict:"; none of one that cannot be read."""
+    return _verdicts(output for cell in _cells(notebook) for output in cell.get("outputs", []))
+
+
 def _page(folder: Path, name: str, entry: Entry) -> Page:
-    try:
-        cells = json.loads((folder / "notebooks" / f"{name}.ipynb").read_bytes())["cells"]
-    except (OSError, ValueError, KeyError):  # never started, or stopped while papermill was writing
-        cells = []
-    title, heading, verdicts, figures = None, name, [], []
-    for cell in cells:
+    notebook = folder / "notebooks" / f"{name}.ipynb"
+    title, heading, figures = None, name, []
+    for cell in _cells(notebook):
         if cell["cell_type"] == "markdown":
             headings = [line.lstrip("# ") for line in _text(cell["source"]).splitlines() if line.startswith("#")]
             title = title or (headings[0] if headings else None)
             heading = headings[-1] if headings else heading
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            lines = _text(output.get("text", data.get("text/plain", ""))).splitlines()
-            verdicts += [line.strip() for line in lines if line.strip().lower().startswith(VERDICT)]
             if "image/png" in data:
                 figures.append(Figure(heading, _text(data["image/png"]).replace("\n", "")))
     html = f"html/{name}.html"
-    return Page(name, title or name, entry, html if (folder / html).exists() else None, verdicts, figures)
+    return Page(name, title or name, entry, html if (folder / html).exists() else None, verdicts(notebook), figures)
+
+
+def _cells(notebook: Path) -> list[dict]:
+    try:
+        return json.loads(notebook.read_bytes())["cells"]
+    except (OSError, ValueError, KeyError):  # never started, or stopped while papermill was writing
+        return []
+
+
+def _verdicts(outputs: Iterable[dict]) -> list[str]:
+    texts = (_text(output.get("text", output.get("data", {}).get("text/plain", ""))) for output in outputs)
+    lines = (line.strip() for text in texts for line in text.splitlines())
+    return [line for line in lines if line.lower().startswith(VERDICT)]
 
 
 def _machine(state: RunState) -> str:

@@ -12,7 +12,7 @@ import yaml
 from g4lab import cli, env
 from g4lab.claims import load
 from g4lab.claims.model import State
-from g4lab.claims.tables import claims_frame, features_frame, markdown, rewrite
+from g4lab.claims.tables import claims_frame, features_frame, markdown, rewrite, settled_by
 from g4lab.errors import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,6 +112,14 @@ def test_evidence_is_there_and_the_command_runs_it(claim):
             shown = {text.partition("::")[0] for text in proof.evidence}
             by_notebook = {f"notebooks/{name}.ipynb" for name in re.findall(r"nbval/(\w+)", proof.command)}
             assert (files | by_notebook) & shown or claim.kind == "recorded", "the command runs none of the evidence"
+
+
+def test_steps_are_the_campaigns():
+    from g4lab.campaign import load_table
+
+    known = {step.name for step in load_table().steps}
+    assert set(settled_by(BOOK)) - {""} <= known
+    assert sum(map(len, settled_by(BOOK).values())) >= sum(proof.state == "not measured" for _, _, proof in PROOFS)
 
 
 def test_no_claim_for_a_gpu_is_proven_without_a_record_of_one():

@@ -27,7 +27,8 @@ class Proof(_Checked):
     """How one kind of machine decides a claim.
 
     how: the method in words; command: reproduces it; evidence: test nodes ("tests/test_x.py::test_y") and notebooks
-    ("notebooks/10_router.ipynb"); interval: the uncertainty ("exact", "error budget", "95 % over rounds").
+    ("notebooks/10_router.ipynb"); interval: the uncertainty ("exact", "error budget", "95 % over rounds"); steps: of
+    `g4lab campaign` that settle what is not measured.
     """
 
     state: State
@@ -35,6 +36,7 @@ class Proof(_Checked):
     how: str = ""
     evidence: tuple[str, ...] = ()
     interval: str = ""
+    steps: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _measured_or_not(self) -> Proof:
@@ -42,6 +44,8 @@ class Proof(_Checked):
             if self.interval:
                 raise ValueError("interval: what is not measured has none")
             return self
+        if self.steps:
+            raise ValueError("steps: only what is not measured waits for a campaign")
         missing = [name for name in ("how", "evidence", "interval") if not getattr(self, name)]
         if missing:
             raise ValueError(f"what is {self.state} needs {', '.join(missing)}")

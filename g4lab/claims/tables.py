@@ -64,6 +64,17 @@ def features_frame(book: Book | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def settled_by(book: Book | None = None) -> dict[str, list[str]]:
+    """Step of `g4lab campaign` -> ids of the claims that it settles; "" -> those that no step does."""
+    found: dict[str, list[str]] = {}
+    for claim in (book or load()).claims:
+        for proof in claim.proofs.values():
+            if proof.state == "not measured":
+                for step in proof.steps or ("",):
+                    found.setdefault(step, []).append(claim.id)
+    return found
+
+
 def where(feature: Feature) -> str:
     """Patches, kernels, notebooks and commands of a feature, in Markdown."""
     parts = [*feature.patches, *feature.kernels, *feature.notebooks, *feature.commands]
@@ -81,6 +92,33 @@ def state(book: Book, feature: Feature) -> str:
         decided = sum(proof.state != "not measured" for proof in proofs)
         counts.append(f"{place} {decided} of {len(proofs)}" if proofs else f"{place} -")
     return "; ".join(counts)
+
+
+def room_table(book: Book, room: str) -> str:
+    """A room's claims in Markdown, a row for each claim and machine that decides it, with everything but the evidence.
+
+    Raises:
+        BadInput: no claim has that room.
+    """
+    claims = [claim for claim in book.claims if claim.room == room]
+    if not claims:
+        raise bad("room", room, "one of " + ", ".join(dict.fromkeys(claim.room for claim in book.claims)))
+    rows = []
+    for claim in claims:
+        first = [claim.claim, claim.kind, claim.peer]
+        for place, proof in claim.proofs.items():
+            said = f"{proof.state}: {proof.how}" if proof.how else proof.state
+            rows.append([*first[:2], place, said, proof.interval or NOT_MEASURED, f"`{proof.command}`", first[2]])
+            first = ["", "", ""]
+    return markdown(["claim", "kind", "machine", "state", "interval", "command", "beside"], rows)
+
+
+def features_table(book: Book) -> str:
+    """What each pull request became, in Markdown, with the ids of its claims."""
+    rows = [
+        [_link(f.pull), f.did, f.has, where(f), state(book, f), ", ".join(f.claims) or f.gap] for f in book.features
+    ]
+    return markdown(["pull request", "what it did", "here", "where", "proven", "claims"], rows)
 
 
 def blocks() -> dict[str, str]:
