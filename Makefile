@@ -7,6 +7,11 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 READY := .venv/.ready
+# The oldest PyTorch and Triton that g4lab supports; what the lock does not name comes from .venv.
+OLD := .venv-old/bin
+OLD_READY := .venv-old/.ready
+KERNEL_TESTS := rms router qkv_norm qkv_norm_rope_kv row_norms extend_attention extend_blocks fused_moe sglang_extend \
+  compile_facts loops
 NOTEBOOKS := $(patsubst notebooks/%.ipynb,nbval/%,$(wildcard notebooks/*.ipynb))
 # Tests run two at a time; on a GPU one after the other, because a server takes most of its memory.
 LANES := $(if $(shell nvidia-smi -L 2>/dev/null),1,2)
@@ -21,7 +26,7 @@ define lane
 $(call step,$(1),($(2)) 2>&1 | sed -u 's|^|$@: |')
 endef
 
-.PHONY: help setup run test lab clean lint unit server nbval wheel $(NOTEBOOKS)
+.PHONY: help setup run test lab clean lint unit old server nbval wheel $(NOTEBOOKS)
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
 
@@ -36,14 +41,21 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
+$(OLD_READY): $(READY) requirements-torch2.11.lock
+	@rm -rf .venv-old; $(BIN)/python -m venv .venv-old
+	$(call step,install the old PyTorch (about 2 GB; a minute),$(OLD)/python -m pip install -q --progress-bar off --disable-pip-version-check --no-deps -r requirements-torch2.11.lock)
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(BIN)/python -c "$$site" > "$$($(OLD)/python -c "$$site")/venv.pth"
+	@touch $(OLD_READY)
+
 run: setup
 	$(call step,run,$(BIN)/g4lab run)
 
 # Threads that wait for their team sleep: spinning, they take the cores from the tests beside them.
-test unit server nbval $(NOTEBOOKS): export OMP_WAIT_POLICY := passive
-test: setup
+test unit old server nbval $(NOTEBOOKS): export OMP_WAIT_POLICY := passive
+test: setup $(OLD_READY)
 	@start=$$SECONDS; $(MAKE) --no-print-directory lint; \
-	$(MAKE) --no-print-directory -j$(LANES) server nbval/30_serving unit nbval wheel; \
+	$(MAKE) --no-print-directory -j$(LANES) server nbval/30_serving unit old nbval wheel; \
 	echo "=== make test: $$((SECONDS - start)) s"
 
 lint: setup
@@ -51,6 +63,9 @@ lint: setup
 
 unit: setup
 	$(call lane,unit and property tests,$(BIN)/python -m pytest -m "not server")
+
+old: $(OLD_READY)
+	$(call lane,kernel tests on the oldest PyTorch and Triton,$(OLD)/python -m pytest --locked requirements-torch2.11.lock $(KERNEL_TESTS:%=tests/test_%.py))
 
 server: setup
 	$(call lane,tests on the real SGLang server,$(BIN)/python -m pytest -m server -v)
@@ -67,5 +82,5 @@ lab: setup
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-old build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -103,6 +103,8 @@ def _triton() -> Finding:
         return Finding(
             "Triton", "ok", f"{version}, compiled for the GPU", "the kernels as they run in serving", needed=True
         )
+    if env.interpreter_problem():
+        return Finding("Triton", "missing", env.interpreter_problem(), "every kernel", needed=True)
     how = "interpreted (TRITON_INTERPRET=1)" if env.interpreting() else "no GPU: interpreted where a run asks for it"
     return Finding(
         "Triton", "limited", f"{version}, {how}", "a kernel's semantics and its compile facts, not its speed", True
@@ -118,12 +120,10 @@ def _sglang() -> Finding:
     version = env.versions()["sglang"]
     if not version:
         return Finding("SGLang", "missing", "not installed", "serving", needed=True)
-    from packaging.specifiers import SpecifierSet
-
-    inside = SpecifierSet(patches.SUPPORTED_SGLANG).contains(version)
-    detail = f"{version}, {'inside' if inside else 'outside'} {patches.SUPPORTED_SGLANG}"
+    known = version in patches.SUPPORTED_SGLANG
+    detail = version if known else f"{version}; the patches were run with {' and '.join(patches.SUPPORTED_SGLANG)}"
     return Finding(
-        "SGLang", "ok" if inside else "limited", detail, "the server that notebooks and tests run", needed=True
+        "SGLang", "ok" if known else "limited", detail, "the server that notebooks and tests run", needed=True
     )
 
 

@@ -58,13 +58,29 @@ def interpret_without_gpu() -> None:
     """On a machine without a GPU, let this process run Triton kernels in the interpreter.
 
     Raises:
-        Unavailable: triton is imported already and compiles; it reads TRITON_INTERPRET only once.
+        Unavailable: triton is imported already and compiles, for it reads TRITON_INTERPRET only once; or its
+            interpreter does not run with the installed NumPy.
     """
-    if has_gpu() or interpreting():
+    if has_gpu():
+        return
+    if interpreter_problem():
+        raise Unavailable(interpreter_problem())
+    if interpreting():
         return
     if "triton" in sys.modules:
         raise Unavailable("Triton is imported and compiles for a GPU: call interpret_without_gpu first, or restart")
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def interpreter_problem() -> str:
+    """Why the installed versions cannot interpret kernels; empty where they can."""
+    from packaging.version import Version
+
+    triton, numpy = (versions()[name] for name in ("triton", "numpy"))
+    if triton and numpy and Version(triton) < Version("3.7") and Version(numpy) >= Version("2.4"):
+        # It takes a loop's bounds as arrays of one element, which NumPy no longer turns into a number.
+        return f"the interpreter of Triton {triton} needs NumPy below 2.4; NumPy {numpy} is installed"
+    return ""
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """Shared test set-up: where kernels run, and which tests this machine can prove."""
 
+import importlib.metadata
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,22 @@ from g4lab import env
 env.interpret_without_gpu()  # before any test module imports triton
 settings.register_profile("lab", deadline=None)  # a busy machine is no failure
 settings.load_profile("lab")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--locked", help="a lock file whose versions must be the ones under test")
+
+
+def pytest_report_header():
+    return ", ".join(f"{name} {env.versions()[name]}" for name in ("torch", "triton", "numpy", "transformers", "sglang"))
+
+
+def pytest_configure(config):
+    """A second environment that fell through to the first one's packages would prove nothing."""
+    locked = config.getoption("--locked")
+    for name, version in re.findall(r"^([\w-]+)={2,3}(\S+)", Path(locked).read_text(), re.MULTILINE) if locked else ():
+        if importlib.metadata.version(name) != version:
+            raise pytest.UsageError(f"{locked} names {name} {version}; {importlib.metadata.version(name)} is imported")
 
 
 def pytest_collection_modifyitems(items):

@@ -40,6 +40,24 @@ def test_interpreting_is_decided_before_triton_is_imported(monkeypatch):
     assert env.interpreting()
 
 
+@pytest.mark.parametrize(
+    ("triton", "numpy", "runs"),
+    [("3.6.0", "2.3.5", True), ("3.6.0", "2.4.0", False), ("3.6.0", "3.0", False), ("3.7.1", "2.4.6", True),
+     ("3.10.0", "2.10.1", True), (None, "2.4.6", True)],
+)  # fmt: skip
+def test_an_interpreter_that_numpy_breaks_is_named_before_it_runs(monkeypatch, triton, numpy, runs):
+    monkeypatch.setattr(env, "versions", lambda: {"triton": triton, "numpy": numpy})
+    monkeypatch.setattr(env, "has_gpu", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    if runs:
+        env.interpret_without_gpu()
+        assert env.interpreting()
+    else:
+        with pytest.raises(Unavailable, match="NumPy below 2.4"):
+            env.interpret_without_gpu()
+
+
 def test_missing_checkout_folder_is_one_clear_error():
     with pytest.raises(Unavailable, match="nowhere/ belongs to a checkout"):
         env.checkout("nowhere")

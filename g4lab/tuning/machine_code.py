@@ -71,12 +71,13 @@ def eager_softmax(dtype: str, top_k: int, arch: str = "sm_90") -> str:
     if dtype not in _CPP_TYPES:
         raise bad("dtype", dtype, "one of " + ", ".join(_CPP_TYPES))
     log2 = (top_k - 1).bit_length()
-    kernel = f"softmax_warp_forwardI{_CPP_TYPES[dtype]}Li{log2}ELb0ELb0ELi32EE"
+    # The last of the template's arguments, the warp's size, is newer than PyTorch 2.11.
+    kernel = f"softmax_warp_forwardI{_CPP_TYPES[dtype]}Li{log2}ELb0ELb0E(Li32E)?E"
     version = env.versions()["torch"]
     kept = env.cache_dir() / "eager_sass" / f"softmax-{dtype}-{1 << log2}-{arch}-torch-{version}.sass"
     if not kept.exists():
         library = _torch_cuda()
-        names = [name for name in _softmax_names(library) if kernel in name]
+        names = [name for name in _softmax_names(library) if re.search(kernel, name)]
         sass = _disassemble(library, names, arch) if names else ""
         if "Function : " not in sass:
             raise Unavailable(f"PyTorch {version} carries no softmax kernel {kernel} for {arch}")
