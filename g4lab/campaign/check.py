@@ -4,6 +4,7 @@ A dry run does this for the real command of every step, so that the first minute
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,9 @@ from g4lab.gemma4 import NAMES
 _FLAGS_S = 300
 
 
-def check(root: typer.core.TyperGroup, steps: Sequence[Step], folder: Path) -> dict[str, str]:
-    """The first fault of each step's real command by the step's name; an empty text where none is found.
+def check(root: typer.core.TyperGroup, steps: Sequence[Step], folder: Path) -> tuple[dict[str, str], "SGLangFlags"]:
+    """The first fault of each step's real command by the step's name, empty where none is found; and what SGLang is
+    being asked meanwhile about the flags that commands hand to it.
 
     Args:
         root: the command line that "g4lab" stands for.
@@ -36,11 +38,7 @@ def check(root: typer.core.TyperGroup, steps: Sequence[Step], folder: Path) -> d
         except (G4LabError, typer.TyperException) as error:
             said = error.format_message() if isinstance(error, typer.TyperException) else str(error)
             faults[step.name] = " ".join(said.split())
-    wanted = [list(each) for each in {tuple(each) for all_of in flags.values() for each in all_of}]
-    found = dict(zip(map(tuple, wanted), refused_by_sglang(wanted), strict=True))
-    for name, all_of in flags.items():
-        faults[name] = faults[name] or next(filter(None, (found[tuple(each)] for each in all_of)), "")
-    return faults
+    return faults, SGLangFlags(flags)
 
 
 def _parsed(root: typer.core.TyperGroup, words: list[str]) -> dict:
@@ -115,24 +113,40 @@ def _python(words: list[str]) -> str:
     return "" if words and Path(words[0]).is_file() else f"no script {' '.join(words[:1])}"
 
 
-def refused_by_sglang(lists: Sequence[Sequence[str]]) -> list[str]:
-    """What the installed SGLang says against each list of flags, by its own parser; empty where it takes them."""
-    from g4lab.runners.server_command import server_command
+class SGLangFlags:
+    """Asks the installed SGLang's own parser, in a process of its own, about lists of flags by the steps' names."""
 
-    if not lists:
-        return []
-    with tempfile.TemporaryDirectory() as folder:
-        env = server_command("tiny-moe", "none", device="cpu", folder=Path(folder)).env
-    import os
+    def __init__(self, flags: Mapping[str, Sequence[Sequence[str]]]) -> None:
+        self._flags = flags
+        self._lists = sorted({tuple(each) for all_of in flags.values() for each in all_of})
+        if not self._lists:
+            return
+        from g4lab.runners.server_command import server_command
 
-    done = subprocess.run(
-        [sys.executable, "-c", _PARSE], input=json.dumps(lists), capture_output=True, text=True, timeout=_FLAGS_S,
-        env={**os.environ, **env},
-    )  # fmt: skip
-    if done.returncode:
-        why = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        return [f"SGLang's parser did not start: {why[0]}"] * len(lists)
-    return json.loads(done.stdout.splitlines()[-1])
+        with tempfile.TemporaryDirectory() as folder:
+            variables = server_command("tiny-moe", "none", device="cpu", folder=Path(folder)).env
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115  # read when the process has ended
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PARSE, json.dumps(self._lists)], stdin=subprocess.DEVNULL, stdout=self._out,
+            stderr=subprocess.STDOUT, env={**os.environ, **variables},
+        )  # fmt: skip
+
+    def faults(self) -> dict[str, str]:
+        """Waits for the answer: what SGLang says against a step's flags; steps that it takes are left out."""
+        if not self._lists:
+            return {}
+        try:
+            code = self._process.wait(_FLAGS_S)
+        finally:
+            self._process.kill()
+        self._out.seek(0)
+        last = (self._out.read().decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        if code:
+            said = dict.fromkeys(self._lists, f"SGLang's parser did not start: {last}")
+        else:
+            said = dict(zip(self._lists, json.loads(last), strict=True))
+        found = {name: [said[tuple(each)] for each in all_of] for name, all_of in self._flags.items()}
+        return {name: next(filter(None, each)) for name, each in found.items() if any(each)}
 
 
 _PARSE = """
@@ -141,7 +155,7 @@ from sglang.srt.server_args import ServerArgs
 parser = argparse.ArgumentParser()
 ServerArgs.add_cli_args(parser)
 said = []
-for flags in json.load(sys.stdin):
+for flags in json.loads(sys.argv[1]):
     text = io.StringIO()
     try:
         with contextlib.redirect_stderr(text):

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -41,19 +41,16 @@ def walk(
     folder = folder.resolve()
     chosen = [step for step in state.table.steps if step.name in state.steps]
     say(f"checking {len(chosen)} commands")
-    faults = check(root, chosen, folder)
-    for name, fault in faults.items():
-        if fault:
-            _close(state, name, "failed", f"its command: {fault}")
-            say(f"{name}: failed: {state.steps[name].line}")
+    faults, asked = check(root, chosen, folder)
+    _refuse(state, faults, say)
     for step in chosen:
         if step.twin.reason and not faults[step.name]:
             _close(state, step.name, "skipped", f"its command parses; {step.twin.reason}")
     ready = [step.model_copy(update={"after": ()}) for step in chosen if state.steps[step.name].state == "waiting"]
-    planned = plan(ready, {step.name: Cost(step.twin.seconds, "estimate") for step in ready}, budget_s)
+    seconds = {step.name: Cost(step.twin.seconds, "estimate") for step in ready}
+    planned = plan(ready, seconds, JOBS * budget_s)
     for name in planned.left_out:
-        seconds = next(step.twin.seconds for step in ready if step.name == name)
-        line = f"its command parses; its twin, {seconds:.0f} s, does not fit (--budget, --only {name})"
+        line = f"its command parses; its twin, {seconds[name].seconds:.0f} s, does not fit (--budget, --only {name})"
         _close(state, name, "skipped", line)
     state.save(folder)
     env.interpret_without_gpu()
@@ -61,7 +58,16 @@ def walk(
         for module in IMPORTS:
             importlib.import_module(module)
     _run([step for step in ready if step.name in planned.taken], state, folder, say)
+    _refuse(state, asked.faults(), say)
+    state.save(folder)
     return state
+
+
+def _refuse(state: CampaignState, faults: Mapping[str, str], say: Callable[[str], None]) -> None:
+    for name, fault in faults.items():
+        if fault:
+            _close(state, name, "failed", f"its command: {fault}")
+            say(f"{name}: failed: {state.steps[name].line}")
 
 
 def _run(waiting: list[Step], state: CampaignState, folder: Path, say: Callable[[str], None]) -> None:

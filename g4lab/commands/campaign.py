@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-DRY_BUDGET = "2m"
+DRY_BUDGET = "90s"
 
 
 def command(

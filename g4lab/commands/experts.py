@@ -38,10 +38,10 @@ def command(
     found = runner.expert_load(model, sizes, patches, args or (), **serving)
     table = runner.summary(found)
     Console().print(frame_table(table.round(1)))
-    worst = table.iloc[-1]
+    *_, largest = table.itertuples()
     print(
-        f"{worst.used_mean:.0f} of {worst.experts} experts used by {worst.tokens} tokens, at most "
-        f"{worst.most_tokens_on_one} of them on one"
+        f"{largest.used_mean:.0f} of {largest.experts} experts used by {largest.tokens} tokens, at most "
+        f"{largest.most_tokens_on_one} of them on one"
     )
     made = records.new_record("expert_load", runner.values(found), {"model": model, "patches": patches})
     print(f"record {made.id[:8]} in {records.append(made)}")
