@@ -19,7 +19,7 @@ def pytest_addoption(parser):
 
 
 def pytest_report_header():
-    return ", ".join(f"{name} {env.versions()[name]}" for name in ("torch", "triton", "numpy", "transformers", "sglang"))
+    return ", ".join(f"{name} {version}" for name, version in env.versions().items() if version)
 
 
 def pytest_configure(config):

@@ -82,7 +82,7 @@ def assert_fp8(x, dtype, choices):
 
 @pytest.mark.parametrize("largest", [0x7E, 0x7F])
 def test_beyond_e4m3s_448_both_conversions_of_pytorch(largest):
-    """464 is halfway to the next step, 480, and rounds to the even 448; with 0x7F all above it is NaN, as before 2.12."""
+    """464 is halfway to 480 and rounds to the even 448; what is above becomes 448, or NaN (0x7F) as before 2.12."""
     x = torch.tensor([448.0, 464.0, -464.0, 464.0, -480.0, math.inf, 3e38, 0.0])
     x[3] = x[3].nextafter(x[5])
     expected = [0x7E, 0x7E, 0xFE, largest, 0x80 | largest, largest, largest, 0]
