@@ -12,6 +12,7 @@ import yaml
 from g4lab import cli, env
 from g4lab.claims import load
 from g4lab.claims.model import State
+from g4lab.claims.run import REPORT
 from g4lab.claims.tables import claims_frame, features_frame, markdown, rewrite, settled_by
 from g4lab.errors import BadInput
 
@@ -159,8 +160,15 @@ def test_every_patch_and_notebook_belongs_to_a_feature():
     from g4lab.patches import REGISTRY
 
     assert {name for feature in BOOK.features for name in feature.patches} == set(REGISTRY)
-    notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - {"90_report"}
+    notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - {REPORT}
     assert {name for feature in BOOK.features for name in feature.notebooks} == notebooks
+
+
+def test_the_report_comes_after_every_other_notebook():
+    import nbformat
+
+    found = nbformat.read(ROOT / f"notebooks/{REPORT}.ipynb", as_version=4).metadata["g4lab"]["after"]
+    assert set(found) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - {REPORT}
 
 
 def test_frames_have_a_row_for_everything():
