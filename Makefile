@@ -1,5 +1,6 @@
 # make run    notebooks, records and an HTML report under runs/, on this machine's profile
 # make test   everything CI runs
+# make bundle-check   the offline bundle, installed and used without a network (needs python3.12; 6 GB the first time)
 # make lab    JupyterLab on notebooks/      make setup  the environment alone      make clean  remove what these made
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -26,7 +27,7 @@ define lane
 $(call step,$(1),($(2)) 2>&1 | sed -u 's|^|$@: |')
 endef
 
-.PHONY: help setup run test lab clean lint unit old server nbval wheel $(NOTEBOOKS)
+.PHONY: help setup run test bundle-check lab clean lint unit old server nbval wheel $(NOTEBOOKS)
 help:
 	@sed -n '/^# /!q; s/^# //p' Makefile
 
@@ -77,6 +78,9 @@ $(NOTEBOOKS): nbval/%: setup
 
 wheel: setup
 	$(call lane,wheel,$(BIN)/python .ci/check_wheel.py)
+
+bundle-check: setup
+	$(call step,bundle,$(BIN)/python .ci/check_bundle.py)
 
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir notebooks
