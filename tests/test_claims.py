@@ -81,12 +81,26 @@ def check_make(arguments: list[str]) -> None:
         assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 
 
+def kernel_tests() -> list[str]:
+    """What `make old` runs."""
+    listed = re.search(r"^KERNEL_TESTS := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return listed[1].replace("\\\n", " ").split()
+
+
 @pytest.mark.parametrize(
     "command", sorted({proof.command for _, _, proof in PROOFS} | {c for f in BOOK.features for c in f.commands})
 )
 def test_every_command_can_be_given(command):
     words = command.split()
-    shown_bare = {"g4lab ab", "g4lab bisect", "g4lab quality ab", "g4lab plan", "g4lab kv inspect", "g4lab serve"}
+    shown_bare = {
+        "g4lab ab",
+        "g4lab bisect",
+        "g4lab quality ab",
+        "g4lab plan",
+        "g4lab kv inspect",
+        "g4lab serve",
+        "g4lab bundle",
+    }
     check_command(f"{command} x" if command in shown_bare else command)
     assert words[0] in {"pytest", "g4lab", "make"}
 
@@ -111,8 +125,11 @@ def test_evidence_is_there_and_the_command_runs_it(claim):
         if place == "CPU":
             files = {word.partition("::")[0] for word in proof.command.split() if word.startswith("tests/")}
             shown = {text.partition("::")[0] for text in proof.evidence}
-            by_notebook = {f"notebooks/{name}.ipynb" for name in re.findall(r"nbval/(\w+)", proof.command)}
-            assert (files | by_notebook) & shown or claim.kind == "recorded", "the command runs none of the evidence"
+            files |= {f"notebooks/{name}.ipynb" for name in re.findall(r"nbval/(\w+)", proof.command)}
+            if proof.command == "make old":
+                files |= {f"tests/test_{name}.py" for name in kernel_tests()}
+            own = proof.command.startswith("g4lab ")  # the command is what the evidence tests
+            assert own or files & shown, "the command runs none of the evidence"
 
 
 def test_steps_are_the_campaigns():
@@ -148,6 +165,30 @@ def test_percentages_of_published_claims_are_their_tables(claim):
     said = re.findall(r"[+-]\d+(?:\.\d+)? %", claim.claim)
     assert set(said) <= ratios
     assert said or not claim.id.endswith("-published") or claim.id == "pools-published"
+
+
+def test_what_is_recorded_of_roundings_is_what_the_records_say():
+    from g4lab import records
+    from g4lab.quality.bisection import Bisection
+
+    found = [
+        r for r in records.read(env.data_dir() / "records").records if r.name == "bisect" and not r.machine["gpus"]
+    ]
+    beyond = {}
+    for record in found:
+        back = Bisection.from_record(record.values, record.parameters)
+        (row,) = [row for row in back.rows if row.name == "router_norm"]
+        rounding = record.parameters["variables"].get("G4LAB_ROUTER_NORM_ROUNDING", "transformers")
+        beyond[rounding] = (bool(row.beyond), row.drift_max, row.positions)
+        assert record.parameters["dtype"] == "bfloat16"
+    assert beyond["transformers"][0]
+    assert beyond["sglang"] == (False, 0, 326)
+
+
+def test_no_text_was_cut_where_yaml_saw_a_comment():
+    texts = [text for claim in BOOK.claims for text in (claim.claim, claim.peer)]
+    texts += [proof.how for _, _, proof in PROOFS] + [t for f in BOOK.features for t in (f.did, f.has, f.gap)]
+    assert not [text for text in texts if re.search(r"\b(PR|issue)$", text)]
 
 
 def test_every_pull_request_of_the_published_tables_has_its_features():
