@@ -14,6 +14,7 @@ from g4lab import patches
 from g4lab.errors import BadInput, G4LabError
 from g4lab.patches import REGISTRY, choices, counting, dummy_weights, parse
 from g4lab.patches.registry import Hook, Patch, build
+from g4lab.patches.sglang_targets import place
 
 FIXES = ("router_scale", "swa_decode_window", "mtp_pp_proxy", "moe_activation", "torch_native_swa", "frozen_kv_swa")
 KERNELS = (
@@ -158,6 +159,58 @@ def test_a_missing_target_is_named(monkeypatch):
     assert why["m"] == "no module sglang/srt/no_such_module.py"
     assert why["c"] == "sglang/srt/models/gemma4_causal.py defines no NoClass.forward"
     assert why["f"] == "sglang/srt/models/gemma4_causal.py defines no Gemma4Router.no_method"
+
+
+@pytest.fixture
+def an_older_sglang(tmp_path, monkeypatch):
+    """An SGLang that calls things otherwise, as source and as a package on the path."""
+    module = tmp_path / "old_sglang" / "srt" / "fused.py"
+    module.parent.mkdir(parents=True)
+    for folder in (module.parent, module.parent.parent):
+        (folder / "__init__.py").touch()
+    module.write_text(
+        "try:\n    from json import dumps as old_name\nexcept ImportError:\n    pass\n"
+        "class Info:\n    layers: int\n    layers = 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "old_sglang"
+
+
+_HOOKS = {
+    "newest": Hook("old_sglang.srt.fused.Info", "around", print, earlier=("old_sglang.srt.fused.old_name",)),
+    "earlier": Hook("old_sglang.srt.gone.f", "around", print, earlier=("old_sglang.srt.fused.old_name",)),
+    "needed": Hook("old_sglang.srt.fused.Info", "after", print, needs=("old_sglang.srt.fused.Info.layers",)),
+    "no name": Hook("old_sglang.srt.gone.f", "around", print, earlier=("old_sglang.srt.fused.other",)),
+    "no need": Hook("old_sglang.srt.fused.Info", "after", print, needs=("old_sglang.srt.fused.Info.heads",)),
+}
+_TAKEN = {"newest": "Info", "earlier": "old_name", "needed": "Info", "no name": None, "no need": None}
+
+
+def test_a_hook_takes_the_first_name_that_is_there_and_needs_what_it_uses(an_older_sglang, monkeypatch):
+    fake = build(Patch(name, "effect", "source", (hook,), "calls") for name, hook in _HOOKS.items())
+    monkeypatch.setattr("g4lab.patches.sglang_targets.REGISTRY", fake)
+    rows = {row.patch: row for row in patches.targets_report(an_older_sglang)}
+    for name, hook in _HOOKS.items():
+        if _TAKEN[name] is None:
+            assert not rows[name].found
+            with pytest.raises(LookupError):
+                place(hook)
+        else:
+            assert (rows[name].target, rows[name].why) == (f"old_sglang.srt.fused.{_TAKEN[name]}", None)
+            assert place(hook)[0] == rows[name].target
+    assert rows["no name"].why == "no module old_sglang/srt/gone.py"
+    assert rows["no need"].why == "old_sglang/srt/fused.py defines no Info.heads"
+
+
+def test_a_folder_without_sglang_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"package: got .* the folder sglang of an unpacked SGLang"):
+        patches.targets_report(tmp_path)
+
+
+def test_two_replacements_of_one_name_conflict_under_an_earlier_name_too():
+    hook = Hook("new.name", "replace", print, earlier=("a.b",))
+    with pytest.raises(G4LabError, match=r"one and two both replace a\.b"):
+        build([_patch("one"), Patch("two", "effect", "source", (hook,), "calls")])
 
 
 class _Weights(torch.nn.Module):

@@ -13,7 +13,8 @@ FORWARD = "sglang.kernels.ops.attention.extend_attention.extend_attention_fwd"
 
 
 class ExtendCall(NamedTuple):
-    """The arguments of SGLang 0.5.21's `extend_attention_fwd`, by its names and in its order."""
+    """The arguments of SGLang 0.5.21's `extend_attention_fwd`, by its names and in its order; 0.5.17 has all but the
+    last two."""
 
     q_extend: torch.Tensor
     k_extend: torch.Tensor
@@ -70,13 +71,15 @@ class ExtendCall(NamedTuple):
 
 def other_arguments() -> str | None:
     """How the arguments of the installed SGLang's function differ from ExtendCall's, or None; None also without one,
-    which the plugin says itself."""
+    which the plugin says itself. Optional ones may be missing at the end."""
     try:
         found = list(inspect.signature(pkgutil.resolve_name(FORWARD)).parameters)
     except (ImportError, AttributeError):
         return None
-    strange = sorted(set(found) ^ set(ExtendCall._fields)) or "their order"
-    return None if found == list(ExtendCall._fields) else f"this SGLang's extend_attention_fwd differs in {strange}"
+    ours = list(ExtendCall._fields)
+    if found == ours[: len(found)] and len(found) >= len(ours) - len(ExtendCall._field_defaults):
+        return None
+    return f"this SGLang's extend_attention_fwd differs in {sorted(set(found) ^ set(ours)) or 'their order'}"
 
 
 def cannot_take(call: ExtendCall) -> str | None:

@@ -41,15 +41,21 @@ def _is_gemma4(model_config) -> bool:
     return any(name.startswith("Gemma4") for name in model_config.hf_config.architectures)
 
 
-_RUNNER = "sglang.srt.model_executor."
+_LAYERS = "sglang.srt.model_executor.model_runner_components.layer_setup."
+_POOLS = "sglang.srt.model_executor.pool_configurator.HybridSWAPoolConfigurator."
 
 PATCH = Patch(
     name="kv_layers",
     effect="gives KV memory to the layers that write KV, none to layers that share it and to a frozen-KV draft",
     source="SGLang 0.5.21 resolve_layer_indices and HybridSWAPoolConfigurator",
     hooks=(
-        Hook(_RUNNER + "model_runner_components.layer_setup.resolve_layer_indices", "after", _writers),
-        Hook(_RUNNER + "pool_configurator.HybridSWAPoolConfigurator.__init__", "around", _without_drafts),
+        Hook(
+            _LAYERS + "resolve_layer_indices",
+            "after",
+            _writers,
+            needs=(_LAYERS + "ModelLayerInfo.swa_attention_layer_ids",),  # SGLang 0.5.17 reads them off the config
+        ),
+        Hook(_POOLS + "__init__", "around", _without_drafts, needs=(_POOLS + "_recompute_cell_size",)),
     ),
     counts="pools made without layers that write no KV, at start",
     opt_in=True,  # the sizes of the pools change, not what is served

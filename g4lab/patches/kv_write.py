@@ -44,7 +44,6 @@ def cannot_write(attn, forward_batch) -> str | None:
     """Why K and V of this layer cannot be written by the same launch in this step, or None."""
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.layers.attention.triton_backend import TritonAttnBackend
-    from sglang.srt.layers.cp.utils import is_cp_active
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.model_executor.forward_context import get_attn_backend
     from sglang.srt.model_executor.runner_backend_utils.tc_piecewise_cuda_graph import (
@@ -56,11 +55,11 @@ def cannot_write(attn, forward_batch) -> str | None:
         return f"attention backend {type(backend).__name__}"
     if get_tc_piecewise_forward_context() is not None:
         return "a prefill CUDA graph: its write slots are not those of the capture"
-    if is_cp_active(forward_batch) or getattr(backend, "dcp_size", 1) > 1:
+    if _splits_context(forward_batch) or getattr(backend, "dcp_size", 1) > 1:
         return "context parallelism"
     translator = getattr(backend, "kv_index_translator", None)
-    if translator is not None and translator.is_translating:
-        return "a unified KV pool"
+    if getattr(translator, "is_translating", False) or getattr(backend, "_translate_kv_loc", None) is not None:
+        return "a unified KV pool"  # the latter in SGLang 0.5.17
     if attn.attn.k_scale is not None or attn.attn.v_scale is not None:
         return "a scaled KV cache"
     pool = _pool_of(attn, backend.token_to_kv_pool)
@@ -72,6 +71,14 @@ def cannot_write(attn, forward_batch) -> str | None:
     if slots is None or slots.shape != forward_batch.positions.shape:
         return "not one write slot for each token"
     return None
+
+
+def _splits_context(forward_batch) -> bool:
+    """Whether this step's tokens are spread over ranks."""
+    from sglang.srt.layers.cp import utils
+
+    active = getattr(utils, "is_cp_active", None) or utils.is_cp_v2_active  # SGLang 0.5.17's name
+    return active(forward_batch)
 
 
 def place(attn, forward_batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -17,13 +17,22 @@ class Hook:
     """One function put on one dotted SGLang name.
 
     call: `after` gets (result, *args, **kwargs) and returns a new result or None; `around` gets (original, *args,
-    **kwargs); `replace` gets what the target got. device: where it is needed, None for everywhere.
+    **kwargs); `replace` gets what the target got. device: where it is needed, None for everywhere. earlier: what SGLang
+    versions before called the target; the first of `names` that is there is taken. needs: other dotted names that
+    `call` relies on.
     """
 
     target: str
     kind: Kind
     call: Callable
     device: Device | None = None
+    earlier: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The target's names, the newest SGLang's first."""
+        return self.target, *self.earlier
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,10 @@ def build(patches: Iterable[Patch]) -> dict[str, Patch]:
         if patch.name in registry:
             raise G4LabError(f"two patches are named {patch.name}")
         registry[patch.name] = patch
-        for hook in patch.hooks:
-            if hook.kind == "replace" and hook.target in replaced:
-                raise G4LabError(f"patches {replaced[hook.target]} and {patch.name} both replace {hook.target}")
-            if hook.kind == "replace":
-                replaced[hook.target] = patch.name
+        for name in (name for hook in patch.hooks if hook.kind == "replace" for name in hook.names):
+            if name in replaced:
+                raise G4LabError(f"patches {replaced[name]} and {patch.name} both replace {name}")
+            replaced[name] = patch.name
     return registry
 
 

@@ -1,7 +1,7 @@
 """Patch `router`: SGLang's Gemma-4 routing by g4lab's one-launch kernel, bit-identical to the eager chain by default.
 
-SGLang 0.5.21 routes on CUDA by its own fused kernel, which is not bit-identical to the eager chain (SGLang PR #26588
-took such a fusion out again after it cost accuracy under MTP), and on the CPU by the eager chain itself.
+SGLang 0.5.17 and 0.5.21 route on CUDA by the same fused kernel, which is not bit-identical to the eager chain (SGLang
+PR #26588 took such a fusion out again after it cost accuracy under MTP), and on the CPU by the eager chain itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ PATCH = Patch(
     effect="routes in one launch, bit-identical to the eager chain (G4LAB_ROUTER_ROUNDING=eager, default) or in fp32",
     source="SGLang PR #26588",
     hooks=(
-        Hook("sglang.kernels.ops.moe.gemma4_routing.gemma4_fused_routing", "replace", _fused_routing, device="cuda"),
+        Hook(
+            "sglang.kernels.ops.moe.gemma4_routing.gemma4_fused_routing",
+            "replace",
+            _fused_routing,
+            device="cuda",
+            earlier=("sglang.kernels.ops.layernorm.gemma4_fused_ops.gemma4_fused_routing",),  # 0.5.17
+        ),
         Hook("sglang.srt.models.gemma4_causal.Gemma4MoE.__init__", "after", _route_this_layer, device="cpu"),
     ),
     requires="a CUDA GPU, or TRITON_INTERPRET=1 on a CPU",

@@ -106,7 +106,16 @@ MOE_ACTIVATION = Patch(
     name="moe_activation",
     effect="gives the experts the checkpoint's GELU by tanh, where SGLang's CUDA kernels take the exact one (erf)",
     source="vLLM PR #41574, which corrected the same in vLLM; read in SGLang 0.5.21, not yet run on a GPU",
-    hooks=(Hook("sglang.srt.models.gemma4_causal.Gemma4MoE.__init__", "after", _on_a_gpu_by_tanh),),
+    hooks=(
+        Hook(
+            "sglang.srt.models.gemma4_causal.Gemma4MoE.__init__",
+            "after",
+            _on_a_gpu_by_tanh,
+            device="cuda",
+            # SGLang 0.5.17's runner refuses the name gelu_tanh.
+            needs=("sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe.gelu_tanh_and_mul",),
+        ),
+    ),
     requires="a GPU and the MoE runner triton, to have something to correct",
     counts="MoE layers corrected",
     default_on=True,

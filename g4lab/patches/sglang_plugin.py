@@ -12,8 +12,8 @@ import os
 from g4lab import env
 from g4lab.patches import counting
 from g4lab.patches.catalogue import REGISTRY, parse
-from g4lab.patches.registry import Device, Patch
-from g4lab.patches.sglang_targets import resolve
+from g4lab.patches.registry import Device, Hook, Patch
+from g4lab.patches.sglang_targets import place, resolve
 
 log = logging.getLogger("g4lab.patches")
 
@@ -24,7 +24,7 @@ def register() -> None:
     Raises BadInput for an unknown patch name. A patch that cannot work here, or whose target this SGLang does not have,
     is left out with a warning.
     """
-    from sglang.srt.plugins.hook_registry import HookRegistry
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     _speak()
     device: Device = "cuda" if env.has_gpu() and os.environ.get("SGLANG_USE_CPU_ENGINE") != "1" else "cpu"
@@ -34,36 +34,31 @@ def register() -> None:
         if patch.name not in chosen:
             _report(patch, "off")
             continue
-        originals, why_not = _originals(patch, device, HookRegistry)
+        places, why_not = _places(patch, device, HookRegistry)
         if why_not:
             _report(patch, why_not)
             continue
-        _hook(patch, device, HookRegistry)
-        hooked[patch.name] = originals
+        for hook, (target, _) in places:
+            HookRegistry.register(target, hook.call, HookType(hook.kind))
+        hooked[patch.name] = dict(place for _, place in places)
     _check_once_applied(hooked, HookRegistry)
 
 
-def _originals(patch: Patch, device: Device, registry) -> tuple[dict[str, object], str | None]:
-    """target -> the object found there, and why the patch has to stay out, or None."""
+def _places(patch: Patch, device: Device, registry) -> tuple[list[tuple[Hook, tuple[str, object]]], str | None]:
+    """Each hook with the name of its target and the object found there, and why the patch has to stay out, or None."""
     if why := patch.declines(device):
-        return {}, f"declined: {why}"
-    originals = {}
+        return [], f"declined: {why}"
+    places = []
     for hook in patch.hooks_on(device):
         try:
-            originals[hook.target] = resolve(hook.target)
-        except (ImportError, AttributeError) as error:
-            return {}, f"skipped: SGLang {env.versions()['sglang']} has no {hook.target} ({error})"
-        others = registry._hooks.get(hook.target, [])
+            target, original = place(hook)
+        except LookupError as error:
+            return [], f"skipped: SGLang {env.versions()['sglang']} has no {error}"
+        others = registry._hooks.get(target, [])
         if hook.kind == "replace" and any(kind.value == "replace" for kind, *_ in others):
-            return {}, f"skipped: another plugin replaces {hook.target}"
-    return originals, None
-
-
-def _hook(patch: Patch, device: Device, registry) -> None:
-    from sglang.srt.plugins.hook_registry import HookType
-
-    for hook in patch.hooks_on(device):
-        registry.register(hook.target, hook.call, HookType(hook.kind))
+            return [], f"skipped: another plugin replaces {target}"
+        places.append((hook, (target, original)))
+    return places, None
 
 
 def _check_once_applied(hooked: dict[str, dict[str, object]], registry) -> None:

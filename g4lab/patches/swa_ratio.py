@@ -58,19 +58,28 @@ def _declared(result, architecture, server_args, hf_config):
     """After SGLang collected what its models override in the arguments: one more override, or none."""
     if architecture not in ARCHITECTURES:
         return None
-    from sglang.srt.arg_groups.model_override_base import resolving_view
-
-    args = resolving_view(server_args)
-    ratio, why = _chosen(args, getattr(hf_config, "text_config", hf_config).to_dict())
+    args, unset = _resolving(server_args)
+    ratio, why = _chosen(args, unset, getattr(hf_config, "text_config", hf_config).to_dict())
     count("swa_ratio")
     note("swa_ratio", {"ratio": ratio, "why": why})
     log.info("patch swa_ratio: swa_full_tokens_ratio %s, %s", "as it was" if ratio is None else ratio, why)
     return None if ratio is None else [*result, ("g4lab.swa_ratio", {"swa_full_tokens_ratio": ratio})]
 
 
-def _chosen(args, text_config: dict) -> tuple[float | None, str]:
+def _resolving(server_args):
+    """SGLang's view of its arguments with what is resolved so far, and the ratio there where nobody named one."""
+    try:
+        from sglang.srt.arg_groups.model_override_base import resolving_view
+    except ImportError:  # SGLang 0.5.17, where a user's 0.8 cannot be told from the default
+        from sglang.srt.arg_groups.overrides import resolved_view
+
+        return resolved_view(server_args), type(server_args).swa_full_tokens_ratio
+    return resolving_view(server_args), None
+
+
+def _chosen(args, unset: float | None, text_config: dict) -> tuple[float | None, str]:
     """The ratio, None to leave SGLang's, and the reason in words."""
-    if args.swa_full_tokens_ratio is not None:
+    if args.swa_full_tokens_ratio != unset:
         return None, f"the user's {args.swa_full_tokens_ratio}"
     wish = asked()
     if wish == "auto":
