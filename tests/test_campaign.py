@@ -103,19 +103,22 @@ def test_what_is_done_is_published_and_what_is_not_is_kept_apart(tmp_path):
         step("killed", writes(tmp_path, "import os; os.kill(os.getpid(), 9)") + " 3"),
         step("on-bad", writes(tmp_path) + " 4", after=("bad",)),
         step("on-that", after=("on-bad",)),
+        step("silent", leaves=("figure|number",)),
+        step("loud", writes(tmp_path) + " 6", leaves=("figure|number",)),
         step("on-good", writes(tmp_path) + " 5", after=("good",)),
         step("elsewhere", memory_gb=1, needs=("sglang", "gpu")) if not env.has_gpu() else step("elsewhere"),
     ]
     state = go(steps, folder)
     assert states(state) == {
         "good": "done", "bad": "failed", "killed": "failed", "on-bad": "blocked", "on-that": "blocked",
-        "on-good": "done", "elsewhere": "done" if env.has_gpu() else "skipped",
+        "silent": "failed", "loud": "done", "on-good": "done", "elsewhere": "done" if env.has_gpu() else "skipped",
     }  # fmt: skip
     assert state.steps["good"].line == "figure 1"
     assert state.steps["bad"].line == "it broke"
+    assert state.steps["silent"].line == "ended well, but left no record of figure or number"
     assert state.steps["killed"].line.startswith("killed by signal 9")
     assert state.steps["on-bad"].line == "bad failed"
-    assert figures(folder / "records") == ["1", "5"]
+    assert figures(folder / "records") == ["1", "6", "5"]
     assert figures(attempt_folder(folder, "bad", 1)) == ["2"]
     found = {
         r.parameters["step"]: r.values["seconds"] for r in records.read(folder / "records/campaign.step.jsonl").records
@@ -126,7 +129,7 @@ def test_what_is_done_is_published_and_what_is_not_is_kept_apart(tmp_path):
     text = summary.write(state, folder).read_text()
     assert "| good | that it ran | done |" in text
     assert "it broke" in text
-    assert "2 done" in text or env.has_gpu()
+    assert "3 done" in text or env.has_gpu()
 
 
 def test_resume_repeats_nothing_that_is_done(tmp_path):

@@ -19,7 +19,8 @@ FLOORS = [
     {"records", "batch", "profiles", "report", "doctor"},
     {"campaign", "bundle", "claims"},
     {"commands"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 SHARED_ROWS = {0, 6}  # plain modules and the batch room, which belong together

@@ -27,7 +27,8 @@ from g4lab.campaign.steps import Cost, Step
 JOBS = 2
 BUSY = 4  # a busy machine may take so many times longer over a twin
 # What the twins import; a fork then has it already.
-IMPORTS = ("torch", "triton", "pandas", "g4lab.bench.extend_proof", "g4lab.bench.moe_proof", "g4lab.bench.norms_proof")
+IMPORTS = ("torch", "triton", "pandas", "g4lab.bench.extend_proof", "g4lab.bench.moe_proof", "g4lab.bench.norms_proof",
+           "transformers.models.gemma4.modeling_gemma4")  # fmt: skip
 
 
 def walk(

@@ -154,6 +154,8 @@ def _run_step(state: CampaignState, folder: Path, step: Step, cost: Cost, end: f
         _close(state, step.name, "stopped", f"ran longer than {most:.0f} s", started)
     elif process.returncode:
         _close(state, step.name, "failed", _why(process, mine / LOG), started)
+    elif missing := _not_left(step, mine / "records"):
+        _close(state, step.name, "failed", f"ended well, but left no record of {missing}", started)
     else:
         _close(state, step.name, "done", result_line(step, mine / LOG), started)
         records.append(of_steps.duration(step, entry.seconds), mine / "records" / f"{of_steps.DURATION}.jsonl")
@@ -169,6 +171,12 @@ def _why(process: subprocess.Popen, log: Path) -> str:
     lines = children.last_lines(log, 30).splitlines()
     ours = [line for line in lines if line.startswith("g4lab: ")]
     return (ours[-1] if ours else last)[:300]
+
+
+def _not_left(step: Step, made: Path) -> str:
+    """Names of the records that the step should have left and has not."""
+    names = {record.name for record in records.read(made).records} if made.is_dir() else set()
+    return ", ".join(each.replace("|", " or ") for each in step.leaves if not names & set(each.split("|")))
 
 
 def _block(state: CampaignState, steps: list[Step]) -> None:

@@ -41,7 +41,8 @@ class Step(_Strict):
     """One step. The order of the table is the order of worth.
 
     seconds: what it is estimated to take on the target, until a campaign has measured it. after: steps that must have
-    been done before, because this one's figures mean nothing without. headline: a regular expression; the last line of
+    been done before, because this one's figures mean nothing without. leaves: names of the records without which it is
+    not done ("a|b": one of them). headline: a regular expression; the last line of
     the log that it finds is the step's result in a line.
     """
 

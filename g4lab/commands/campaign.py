@@ -1,5 +1,6 @@
 """Measure everything worth measuring on this GPU."""
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -53,6 +54,8 @@ def command(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+    if dry_run:  # on a GPU machine, too: tiny twins are for the interpreter and the CPU's server
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     limit = _seconds(budget or (DRY_BUDGET if dry_run else None))
     if resume:
         if only or out or dry_run or records_dir:
