@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from g4lab import env, records
+from g4lab import records
 from g4lab.claims import draw, draw_gains, load, run, tables
 from g4lab.errors import BadInput
 
@@ -90,16 +90,21 @@ def test_verdicts_of_the_run_at_hand(tmp_path, monkeypatch):
         return json.dumps({"cells": [{"cell_type": "code", "outputs": [{"text": [line + "\n" for line in lines]}]}]})
 
     monkeypatch.delenv("G4LAB_RECORDS", raising=False)
-    assert run.notebooks() == env.checkout("notebooks")
-    assert len(run.verdicts()) > 20
+    committed = run.verdicts()
+    assert set(committed["of"]) == {"committed"}
+    assert run.REPORT not in set(committed["notebook"])
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks/10_x.ipynb").write_text(notebook("Verdict: yes", "no verdict", "  Verdict: two: parts"))
-    (tmp_path / "notebooks/20_cut.ipynb").write_text('{"cells": [')
+    (tmp_path / "notebooks/10_router.ipynb").write_text(notebook("Verdict: yes", "no verdict", "  Verdict: two: parts"))
+    (tmp_path / "notebooks/20_kv_pool.ipynb").write_text('{"cells": [')
     (tmp_path / f"notebooks/{run.REPORT}.ipynb").write_text(notebook("Verdict: about itself"))
     monkeypatch.setenv("G4LAB_RECORDS", str(tmp_path / "records"))
-    assert run.verdicts().to_numpy().tolist() == [["10_x", "yes"], ["10_x", "two: parts"]]
+    found = run.verdicts()
+    ours = found[found["of"] == "this run"]
+    assert ours[["notebook", "verdict"]].to_numpy().tolist() == [["10_router", "yes"], ["10_router", "two: parts"]]
+    others = committed[~committed["notebook"].isin(["10_router", "20_kv_pool"])]
+    assert found[found["of"] == "committed"].to_numpy().tolist() == others.to_numpy().tolist()
     before = run.found_records()["lines"].sum()
     records.append(records.new_record("made.up", {"v": 1}))
-    found = run.found_records()
-    assert found["lines"].sum() == before + 1
-    assert found.set_index("record").loc["made.up", "kind"] == "live"
+    listed = run.found_records()
+    assert listed["lines"].sum() == before + 1
+    assert listed.set_index("record").loc["made.up", "kind"] == "live"

@@ -1,4 +1,4 @@
-"""What the notebooks of this run have said so far: where they lie, their verdicts and their records."""
+"""What the notebooks of this run have said so far: their verdicts and their records."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ if TYPE_CHECKING:
 REPORT = "90_report"  # says no verdict about itself
 
 
-def notebooks() -> Path:
-    """Executed notebooks: of the run that $G4LAB_RECORDS belongs to (set by `g4lab run`), else the committed ones."""
-    inside = os.environ.get("G4LAB_RECORDS")
-    folder = Path(inside).parent / "notebooks" if inside else None
-    return folder if folder is not None and folder.is_dir() else env.checkout("notebooks")
+def notebooks() -> dict[str, tuple[Path, str]]:
+    """Name -> executed notebook, and of what: "this run" of `g4lab run`, or "committed" where that has none."""
+    found = {path.stem: (path, "committed") for path in sorted(env.checkout("notebooks").glob("*.ipynb"))}
+    inside = os.environ.get("G4LAB_RECORDS")  # set by `g4lab run`, which keeps both in one folder
+    if inside:
+        ran = sorted((Path(inside).parent / "notebooks").glob("*.ipynb"))
+        found |= {path.stem: (path, "this run") for path in ran}
+    found.pop(REPORT, None)
+    return found
 
 
-def verdicts(folder: Path | None = None) -> pd.DataFrame:
-    """One row for each verdict that a notebook of `folder` (default: this run's) has printed: notebook, verdict."""
+def verdicts() -> pd.DataFrame:
+    """One row for each verdict that those notebooks have printed: notebook, of, verdict."""
     import pandas as pd
 
-    files = sorted((folder or notebooks()).glob("*.ipynb"))
     rows = [
-        (file.stem, line.partition(":")[2].strip())
-        for file in files
-        if file.stem != REPORT
-        for line in report.verdicts(file)
+        (name, of, line.partition(":")[2].strip())
+        for name, (path, of) in notebooks().items()
+        for line in report.verdicts(path)
     ]
-    return pd.DataFrame(rows, columns=["notebook", "verdict"])
+    return pd.DataFrame(rows, columns=["notebook", "of", "verdict"])
 
 
 def found_records() -> pd.DataFrame:
