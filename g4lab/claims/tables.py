@@ -168,7 +168,7 @@ def _said(proof: Proof | str | None) -> str:
     if proof is None or proof == SAME:
         return proof or UNSAYABLE
     if proof.state == "not measured":
-        return f"{NOT_MEASURED}: `{proof.command}`"
+        return NOT_MEASURED
     return f"refuted: {proof.how}" if proof.state == "refuted" else proof.how
 
 
