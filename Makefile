@@ -12,7 +12,7 @@ READY := .venv/.ready
 OLD := .venv-old/bin
 OLD_READY := .venv-old/.ready
 KERNEL_TESTS := rms router qkv_norm qkv_norm_rope_kv row_norms extend_attention extend_blocks fused_moe sglang_extend \
-  compile_facts loops
+  compile_facts peers
 NOTEBOOKS := $(patsubst notebooks/%.ipynb,nbval/%,$(wildcard notebooks/*.ipynb))
 # Tests run two at a time; on a GPU one after the other, because a server takes most of its memory.
 LANES := $(if $(shell nvidia-smi -L 2>/dev/null),1,2)

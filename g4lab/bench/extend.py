@@ -96,6 +96,7 @@ PROVIDERS = (
     Provider(OURS, ours),
     *map(_with_splits, SPLITS),
     Provider("SGLang verify_splitkv_fwd", extend_peers.sglang_verify, "sglang"),
+    Provider("vLLM unified_attention", extend_peers.vllm, "vllm"),
     Provider("PyTorch SDPA", extend_peers.sdpa),
     Provider(FLEX, extend_peers.flex),
     Provider("FlashAttention-3", extend_peers.flash_3, "flash_attn_interface"),

@@ -14,6 +14,7 @@ from g4lab.tuning import sglang_extend
 from g4lab.tuning.extend_shapes import ExtendShape
 
 FLASH_HEAD_DIM = 256  # FlashAttention 2 and 3 go no further
+VLLM_PAGE = 16  # its default block size
 VERIFY = 16  # tokens of a sequence, at most, where speculative decoding verifies a draft
 
 
@@ -127,6 +128,45 @@ def flash_2(shape: ExtendShape, device: str = "cuda"):
     x = inputs(shape, device)
     q, k, v = (each.transpose(1, 2) for each in dense(x, shape))
     return lambda: flash_attn_func(q, k, v, softmax_scale=x.sm_scale, causal=True, window_size=_window(shape))
+
+
+def vllm(shape: ExtendShape, device: str = "cuda"):
+    """vLLM's Triton kernel for prefill and verify, which knows heads of 512, too; keys in pages of 16, packed in order.
+    Checked with 0.19.0's kernel in the interpreter: within the budget."""
+    try:
+        from vllm.v1.attention.ops.triton_unified_attention import unified_attention
+    except ImportError:  # where releases until 2025 have it
+        from vllm.attention.ops.triton_unified_attention import unified_attention
+
+    x = inputs(shape, device)
+    out, (k_pages, v_pages, table) = torch.empty_like(x.q), paged(x, VLLM_PAGE)
+    keys = shape.prefix + shape.extend
+    starts = x.qo_indptr.int()
+    lengths = torch.full((shape.batch,), keys, dtype=torch.int32, device=device)
+    scale = torch.ones(shape.batch, shape.num_kv_heads, device=device)
+
+    def call():
+        unified_attention(
+            q=x.q, k=k_pages, v=v_pages, out=out, cu_seqlens_q=starts, max_seqlen_q=shape.extend, seqused_k=lengths,
+            max_seqlen_k=keys, softmax_scale=x.sm_scale, causal=True, window_size=_window(shape), block_table=table,
+            softcap=0, q_descale=None, k_descale=scale, v_descale=scale,
+        )  # fmt: skip
+        return by_sequence(out, shape)
+
+    return call
+
+
+def paged(x, page: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys and values of every sequence in pages of its own, [pages, page, H, D], and their table [B, pages of one]
+    int32; the last page's rest is zeros."""
+    batch, keys = x.slots.shape
+    pages = -(-keys // page)
+    tables = torch.arange(batch * pages, dtype=torch.int32, device=x.q.device).view(batch, pages)
+    found = []
+    for buffer in (x.k_buffer, x.v_buffer):
+        kept = torch.nn.functional.pad(buffer[x.slots], (0, 0, 0, 0, 0, pages * page - keys))
+        found.append(kept.view(batch * pages, page, *buffer.shape[1:]))
+    return *found, tables
 
 
 def _head_dim_fits(shape: ExtendShape) -> None:

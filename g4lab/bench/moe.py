@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from g4lab.bench import ceilings, moe_cases, moe_peers, stats, suite, timing
+from g4lab.bench import ceilings, liger_peers, moe_cases, moe_peers, stats, suite, timing
 from g4lab.bench.ceilings import Ceilings
 from g4lab.bench.floors import copying, launch_empty
 from g4lab.bench.moe_cases import LAYERS, inputs
@@ -79,6 +79,7 @@ def providers(files: Path | None = None) -> tuple[Provider, ...]:
         _WithFiles(FILES, partial(moe_peers.sglang, files=files), "sglang", files),
         Provider(OURS, ours),
         Provider("PyTorch grouped_mm", moe_peers.grouped_mm),
+        Provider("PyTorch grouped_mm, Liger GEGLU", liger_peers.experts, liger_peers.PACKAGE),
         Provider("eager PyTorch, gathered weights", moe_peers.gathered),
         Provider("vLLM", moe_peers.vllm, "vllm"),
         Provider(suite.EMPTY, empty),

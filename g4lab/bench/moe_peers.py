@@ -1,12 +1,14 @@
 """Expert layers of other libraries: builds for the benchmark, each what it can do.
 
 A build takes (shape, device) and returns a call without arguments, whose result is [T, H]; it raises Unavailable where
-the library cannot do the shape. All apply GELU by tanh, which is the checkpoint's: SGLang 0.5.21 serves Gemma-4 with
-"gelu", in its CUDA kernels the exact one, at the same cost.
+the library cannot do the shape. All apply GELU by tanh, which is the checkpoint's, but for SGLang before 0.5.21, which
+has only "gelu", in its CUDA kernels the exact one, at the same cost.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,8 +33,9 @@ def sglang(shape: MoEShape, device: str = "cuda", files: Path | None = None):
     x = inputs(shape, device)
     turns = x.turns()
     routed = StandardTopKOutput(x.topk_weights, x.topk_ids, None)
+    activation = "gelu_tanh" if "gelu_tanh" in inspect.getsource(sglang_moe.module()) else "gelu"
     config = MoeRunnerConfig(
-        num_experts=shape.num_experts, num_local_experts=shape.num_experts, activation="gelu_tanh", inplace=False
+        num_experts=shape.num_experts, num_local_experts=shape.num_experts, activation=activation, inplace=False
     )
 
     def call():
@@ -42,8 +45,13 @@ def sglang(shape: MoEShape, device: str = "cuda", files: Path | None = None):
     return call
 
 
-def grouped_mm(shape: MoEShape, device: str = "cuda"):
-    """PyTorch's grouped_mm: pairs sorted by expert, two grouped products, rows put back and summed."""
+def _geglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(gate, approximate="tanh") * up
+
+
+def grouped_mm(shape: MoEShape, device: str = "cuda", geglu: Callable = _geglu):
+    """PyTorch's grouped_mm: pairs sorted by expert, two grouped products with `geglu` between, rows put back and
+    summed."""
     functional = torch.nn.functional
     multiply = getattr(functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
     if multiply is None:
@@ -57,7 +65,7 @@ def grouped_mm(shape: MoEShape, device: str = "cuda"):
         chosen, pairs = x.topk_ids.flatten().sort(stable=True)
         ends = torch.searchsorted(chosen, experts, right=True, out_int32=True)
         gate, up = multiply(x.x[pairs // shape.top_k], w_gate_up.mT, offs=ends).chunk(2, dim=-1)
-        rows = multiply(functional.gelu(gate, approximate="tanh") * up, w_down.mT, offs=ends)
+        rows = multiply(geglu(gate, up), w_down.mT, offs=ends)
         y = torch.empty_like(rows)
         y[pairs] = rows * x.topk_weights.flatten()[pairs, None].to(rows.dtype)
         return y.view(shape.tokens, shape.top_k, shape.hidden).sum(1)
@@ -78,8 +86,7 @@ def gathered(shape: MoEShape, device: str = "cuda"):
     def call():
         w_gate_up, w_down = next(turns)
         gate, up = (w_gate_up[ids] @ x.x[:, None, :, None]).chunk(2, dim=-2)
-        h = torch.nn.functional.gelu(gate, approximate="tanh") * up
-        y = (w_down[ids] @ h).squeeze(-1)
+        y = (w_down[ids] @ _geglu(gate, up)).squeeze(-1)
         return (y * x.topk_weights[..., None].to(y.dtype)).sum(1)
 
     return call

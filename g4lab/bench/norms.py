@@ -1,4 +1,4 @@
-"""The benchmark of the norm kernels: providers as data, timed against eager, SGLang, an empty launch and a copy.
+"""The benchmark of the norm kernels: providers as data, timed against eager, SGLang, Liger, an empty launch and a copy.
 
 GB/s and the share of the copy's bandwidth count a case's bytes (its inputs and results once) for every provider, so a
 chain that moves more shows as slower, not as busier. The copy moves the same bytes from one buffer to another.
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 import torch
 
-from g4lab.bench import norms_cases, stats, suite
+from g4lab.bench import liger_peers, norms_cases, stats, suite
 from g4lab.bench.floors import copying, launch_empty
 from g4lab.bench.norms_cases import OPERATIONS, TOKENS, HeadCase, RowCase
 from g4lab.bench.suite import AGAIN, BASELINE, EMPTY
@@ -131,12 +131,13 @@ def _on(call, compiled=False):
     return build
 
 
-def _providers(eager, ours: dict, sglang_name, sglang, package="sglang") -> tuple[Provider, ...]:
+def _providers(eager, ours: dict, sglang_name, sglang, liger, package="sglang") -> tuple[Provider, ...]:
     return (
         Provider(BASELINE, _on(eager)),
         Provider(AGAIN, _on(eager)),
         *(Provider(", ".join(filter(None, (OURS, name))), _on(call)) for name, call in ours.items()),
         Provider(f"{SGLANG} {sglang_name}", _on(sglang), package),
+        Provider("Liger, a launch a step", _on(liger), liger_peers.PACKAGE),
         Provider(COMPILED, _on(eager, compiled=True)),
         Provider(EMPTY, lambda case: _launching()),
         Provider(COPY, lambda case: copying(case.bytes)),
@@ -150,24 +151,25 @@ def _launching():
 
 PROVIDERS = {
     "qkv_norm": _providers(
-        eager_qkv_norm, {"": qkv_norm}, "gemma_qkv_rmsnorm", _sglang_norm
+        eager_qkv_norm, {"": qkv_norm}, "gemma_qkv_rmsnorm", _sglang_norm, liger_peers.qkv_norm
     ),
     "qkv_norm_rope_kv": _providers(
-        eager_qkv_norm_rope_kv, {"": qkv_norm_rope}, "norm, rotary and cache write", _sglang_norm_rope_kv
+        eager_qkv_norm_rope_kv, {"": qkv_norm_rope}, "norm, rotary and cache write", _sglang_norm_rope_kv,
+        liger_peers.qkv_norm_rope_kv,
     ),
     "router_norm": _providers(
         row_norm(router_norm_reference), {name: row_norm(router_norm, rounding=name) for name in ROUNDINGS},
-        "rmsnorm", _sglang_router_norm, "sgl_kernel",
+        "rmsnorm", _sglang_router_norm, liger_peers.router_norm, "sgl_kernel",
     ),
     "residual_norm": _providers(
         row_norm(residual_norm_reference),
         {name: row_norm(residual_norm, rounding=name) for name in ("eager", "fp32")},
-        "gemma_rmsnorm_residual_scalar", _sglang_residual_norm,
+        "gemma_rmsnorm_residual_scalar", _sglang_residual_norm, liger_peers.residual_norm,
     ),
     "dual_residual_norm": _providers(
         row_norm(dual_residual_norm_reference),
         {name: row_norm(dual_residual_norm, rounding=name) for name in ("eager", "fp32")},
-        "gemma_dual_rmsnorm_residual_scalar", _sglang_dual_residual_norm,
+        "gemma_dual_rmsnorm_residual_scalar", _sglang_dual_residual_norm, liger_peers.dual_residual_norm,
     ),
 }  # fmt: skip
 

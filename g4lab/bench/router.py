@@ -56,7 +56,10 @@ def _eager(case):
 
 
 def _sglang(case):
-    from sglang.kernels.ops.moe.gemma4_routing import gemma4_fused_routing
+    try:
+        from sglang.kernels.ops.moe.gemma4_routing import gemma4_fused_routing
+    except ImportError:  # where 0.5.17 has it
+        from sglang.kernels.ops.layernorm.gemma4_fused_ops import gemma4_fused_routing
 
     x, scale = case.inputs()
     return lambda: gemma4_fused_routing(x, scale, case.top_k)

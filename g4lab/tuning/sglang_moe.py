@@ -21,6 +21,7 @@ from g4lab.tuning import moe_configs
 
 MODULE = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe"
 EXPERTS, LOOKUP, CHOICE = "fused_experts", "get_moe_configs", "try_get_optimal_moe_config"
+GROUP = "get_tp_group"
 _LOCK = threading.RLock()
 
 
@@ -72,6 +73,9 @@ def configured(folder: Path | None = None) -> Iterator[None]:
         except ValueError:  # nobody published; what is published stays, for SGLang reads it in later launches, too
             get_context().override_server_args().install()
         after.enter_context(get_parallel().override(tp_group=None))
+        if hasattr(experts := module(), GROUP):  # 0.5.17 asks by this name
+            after.callback(setattr, experts, GROUP, getattr(experts, GROUP))
+            setattr(experts, GROUP, lambda: None)
         before = os.environ.pop(moe_configs.VARIABLE, None), getattr(home, LOOKUP)
         after.callback(_restore, home, *before)
         if folder is not None:
