@@ -57,6 +57,7 @@ PATCH = Patch(
         ),
         Hook(_POOLS + "__init__", "around", _without_drafts, needs=(_POOLS + "_recompute_cell_size",)),
     ),
+    requires="a newer SGLang than 0.5.17",
     counts="pools made without layers that write no KV, at start",
     opt_in=True,  # the sizes of the pools change, not what is served
 )

@@ -34,9 +34,15 @@ ROUTED_EXPERTS = Patch(
             "around",
             _under_the_usual_name,
         ),
-        Hook("sglang.srt.mem_cache.pool_host.common._cuda_host_register", "replace", _not_registered, device="cpu"),
+        Hook(
+            "sglang.srt.mem_cache.pool_host.common._cuda_host_register",
+            "replace",
+            _not_registered,
+            device="cpu",
+            needs=("sglang.srt.state_capturer.base.ALLOC_MEMORY_FUNCS",),  # SGLang 0.5.17 pins by torch itself
+        ),
     ),
-    requires="--enable-return-routed-experts, and a model with experts",
+    requires="--enable-return-routed-experts, and a model with experts; on a CPU a newer SGLang than 0.5.17",
     counts="models whose config was completed",
     opt_in=True,
 )

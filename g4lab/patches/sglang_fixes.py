@@ -116,7 +116,7 @@ MOE_ACTIVATION = Patch(
             needs=("sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe.gelu_tanh_and_mul",),
         ),
     ),
-    requires="a GPU and the MoE runner triton, to have something to correct",
+    requires="a GPU and the MoE runner triton, to have something to correct; a newer SGLang than 0.5.17",
     counts="MoE layers corrected",
     default_on=True,
 )

@@ -13,7 +13,7 @@ from g4lab.errors import bad
 from g4lab.patches.catalogue import REGISTRY
 from g4lab.patches.registry import Hook
 
-SUPPORTED_SGLANG = ("0.5.17", "0.5.21")  # the versions that the patches were run with
+SUPPORTED_SGLANG = ("0.5.17", "0.5.21")  # what the patches were run with: by tests/, 0.5.17 by .ci/check_sglang.py
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ PATCH = Patch(
         Hook(_MODEL + ".__init__", "around", _built),
         Hook(_MODEL + ".forward", "around", _stepped),
     ),
+    requires="a newer SGLang than 0.5.17, which has no --language-model-only",
     counts="steps of a model without towers",
     opt_in=True,
 )
