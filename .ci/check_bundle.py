@@ -19,6 +19,7 @@ from pathlib import Path
 from g4lab import env
 from g4lab.bundle import make, read_node
 
+NUMPY = "2.3.5"  # Triton 3.6's interpreter, which stands in for the GPU here, needs NumPy below 2.4
 LAUNCH = (
     "--load-format dummy --dtype bfloat16 --attention-backend triton --sampling-backend pytorch --grammar-backend none"
     " --moe-runner-backend triton --mm-feature-transport cpu"
@@ -92,7 +93,8 @@ def node_python(base: str, folder: Path) -> Path:
     if not (folder / ".ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([base, "-m", "venv", str(folder)], check=True)
-        packages = [f"{name}{version and '=='}{version}" for name, version in read_node().packages.items()]
+        there = read_node().packages | {"numpy": NUMPY}
+        packages = [f"{name}{version and '=='}{version}" for name, version in there.items()]
         packages = [p.replace("torch==", "torch===", 1) if p.startswith("torch==") else p for p in packages]
         subprocess.run([python, "-m", "pip", "install", "-q", "--no-compile", "--no-cache-dir", *packages], check=True)
         (folder / ".ready").touch()

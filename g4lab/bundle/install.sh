@@ -46,9 +46,9 @@ work=$dest/.unpacked
 trap 'rm -rf "$work"' EXIT
 rm -rf "$work"
 mkdir "$work"
-for parcel in "$here"/parcel-*.tar; do
-    tar -xf "$parcel" -C "$work"
-done
+while read -r _ parcel; do
+    tar -xf "$here/$parcel" -C "$work"
+done <"$here/parcels.sha256"
 for first in "$work"/*.part-001 "$work"/*/*.part-001; do
     [ -f "$first" ] || continue
     whole=${first%.part-001}
