@@ -1,5 +1,7 @@
 """Measure everything worth measuring on this GPU."""
 
+import contextlib
+import functools
 import os
 import re
 import signal
@@ -50,7 +52,7 @@ def command(
     from g4lab import campaign, env
     from g4lab.campaign import dry, summary
     from g4lab.campaign.state import new_state
-    from g4lab.errors import bad
+    from g4lab.errors import Unavailable, bad
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
@@ -68,17 +70,25 @@ def command(
             raise bad("--out", str(folder), "a new folder, or --resume to go on with the campaign in it")
         state = new_state(table, campaign.select(table, only or ()), records_dir, dry_run)
         state.save(folder)
-    say = lambda line: print(line, flush=True)  # noqa: E731
+    say = functools.partial(print, flush=True)
     say(f"{len(state.steps)} steps into {folder}" + (f", {limit:.0f} s" if limit != float("inf") else ""))
+
+    def show() -> None:
+        Console(width=None if sys.stdout.isatty() else 160).print(summary.table(state))
+        say(f"{summary.counts(state)}; summary in {summary.write(state, folder)}")
+
     try:
         if dry_run:
             dry.walk(state, folder, limit, context.find_root().command, say=say)
         else:
-            known = [env.checkout("data") / "records"] if (Path(env.__file__).parent.parent / "data").is_dir() else []
+            known = []
+            with contextlib.suppress(Unavailable):  # installed without a checkout, there are no earlier records
+                known = [env.data_dir() / "records"]
             campaign.run(state, folder, limit, say=say, known=known)
-    finally:
-        Console(width=None if sys.stdout.isatty() else 160).print(summary.table(state))
-        say(f"{summary.counts(state)}; summary in {summary.write(state, folder)}")
+    except KeyboardInterrupt:
+        show()
+        raise
+    show()
     if any(step.state in ("failed", "stopped", "blocked") for step in state.steps.values()):
         raise typer.Exit(1)
 
