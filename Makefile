@@ -11,7 +11,7 @@ READY := .venv/.ready
 # The oldest PyTorch and Triton that g4lab supports; what the lock does not name comes from .venv.
 OLD := .venv-old/bin
 OLD_READY := .venv-old/.ready
-KERNEL_TESTS := rms router qkv_norm qkv_norm_rope_kv row_norms extend_attention extend_blocks fused_moe sglang_extend \
+KERNEL_TESTS := rms router qkv_norm qkv_norm_rope_kv row_norms extend_attention fused_moe sglang_extend \
   compile_facts peers
 NOTEBOOKS := $(patsubst notebooks/%.ipynb,nbval/%,$(wildcard notebooks/*.ipynb))
 # Tests run two at a time; on a GPU one after the other, because a server takes most of its memory.
