@@ -205,3 +205,15 @@ def test_another_signature_is_declined_not_met_in_the_first_batch(monkeypatch):
         assert patch.declines("cpu").startswith("this SGLang's extend_attention_fwd differs in [")
         assert "'new_argument'" in patch.declines("cpu")
         assert "'q_extend'" not in patch.declines("cpu")
+
+
+@pytest.mark.parametrize(("left_out", "taken"), [(0, True), (2, True), (15, True), (16, False)])
+def test_a_signature_may_end_before_its_optional_arguments(monkeypatch, left_out, taken):
+    names = extend_call.ExtendCall._fields[: len(extend_call.ExtendCall._fields) - left_out]  # 0.5.17's lacks two
+    there = {}
+    exec(f"def forward({', '.join(names)}): pass", there)
+    monkeypatch.setattr(extend_call.pkgutil, "resolve_name", lambda name: there["forward"])
+    why = extend_call.other_arguments()
+    assert (why is None) == taken, why
+    if not taken:
+        assert "v_scale" in why
