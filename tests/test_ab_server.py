@@ -23,19 +23,20 @@ def test_a_random_and_a_fitted_assistant_say_the_same_and_accept_differently():
     (prompt,) = random_prompts([16], 1024, seed=3)
     reference = AutoModelForCausalLM.from_pretrained(ensure("tiny-moe"), dtype=torch.float32).eval()
     off = reference.generate(
-        torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+        torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0
     )[0, 16:].tolist()
     said = []
 
     def observe(server):
-        said.append(server.generate(prompt, 8, ignore_eos=True))
+        if len(said) < 2:  # the first visit of each side: an interpreted verify step takes a second
+            said.append(server.generate(prompt, 6, ignore_eos=True))
         return {"port": server.port}
 
     found = ab(
         "tiny-moe", "default", "default", rounds=1, num_prompts=1, input_len=8, output_len=6, observe=observe,
         drafts=(ensure_assistant("tiny-moe", accepting=False), ensure_assistant("tiny-moe")),
     )  # fmt: skip
-    assert said == [off] * 4  # what MTP off says, whatever the drafts
+    assert said == [off] * 2  # what MTP off says, whatever the drafts
     rows = found.acceptance().set_index("side")
     assert rows.loc["A", "accepted_per_verify"] < 0.1
     assert rows.loc["B", "accepted_per_verify"] > 0.1
