@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import settings
 from g4lab import env
 
 env.interpret_without_gpu()  # before any test module imports triton
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests interrupt would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("lab", deadline=None)  # a busy machine is no failure
 settings.load_profile("lab")
 
