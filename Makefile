@@ -60,7 +60,7 @@ test: setup $(OLD_READY)
 	echo "=== make test: $$((SECONDS - start)) s"
 
 lint: setup
-	$(call step,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+	$(call step,lint,$(BIN)/ruff check .; $(BIN)/ruff format --check .)
 
 unit: setup
 	$(call lane,unit and property tests,$(BIN)/python -m pytest -m "not server")

@@ -41,7 +41,7 @@ from sglang.srt.server_args import PortArgs, prepare_server_args  # noqa: E402
 from sglang.srt.speculative.frozen_kv_mtp_utils import frozen_kv_target_view, target_kv_pool_view  # noqa: E402
 
 from g4lab.kvpool.sentinel import KVIndexError  # noqa: E402
-from g4lab.patches import counting, frozen_kv_swa, kv_sentinel  # noqa: E402
+from g4lab.patches import counting, frozen_kv_swa, kv_reads  # noqa: E402
 from g4lab.runners.server_command import server_command  # noqa: E402
 
 LENS = (9, 30)
@@ -95,7 +95,7 @@ def seen_by_draft(worker, backend, batch, mended):
         flags.append(backend.use_sliding_window_kv_pool)
         word = "right"
         try:
-            kv_sentinel.look(backend, sliding_layer(worker), batch)
+            kv_reads.look(backend, sliding_layer(worker), batch)
         except KVIndexError as error:
             word = str(error)
     flags.append(backend.use_sliding_window_kv_pool)

@@ -11,9 +11,10 @@ embedding of the full-attention layers turns a quarter of a head and pads the fr
 leave the rest alone, so it needs no code of its own.
 
 Rounding. Every step rounds as its own launch would: the norm to the tensors' dtype, the rotation to it again, the
-cache's write to the cache's dtype as the installed PyTorch converts (beyond e4m3's 448: 448 since 2.12, before it NaN). rope_rounding "fp32" turns in fp32 and rounds once (SGLang's CUDA kernel, whose
-compiler may contract a product and the sum into one fma; this one does not). "eager" rounds cos, sin and each product
-to the dtype (transformers, and SGLang without a GPU). For fp32 the two are one.
+cache's write to the cache's dtype as the installed PyTorch converts (beyond e4m3's 448: 448 since 2.12, before it NaN).
+rope_rounding "fp32" turns in fp32 and rounds once (SGLang's CUDA kernel, whose compiler may contract a product and the
+sum into one fma; this one does not). "eager" rounds cos, sin and each product to the dtype (transformers, and SGLang
+without a GPU). For fp32 the two are one.
 """
 
 import torch
