@@ -40,12 +40,12 @@ def ratio(
     args: Annotated[
         list[str] | None, typer.Argument(metavar="[-- SGLANG ARGS]", help="Passed to both servers.")
     ] = None,
-    kv_bytes: Annotated[int, typer.Option(help="Bytes of KV of each server.")] = 2_500_000,
+    kv_bytes: Annotated[int, typer.Option(help="Bytes of KV of each server.")] = 5_683_200,
     ratio_a: Annotated[float, typer.Option(help="--swa-full-tokens-ratio of side A.")] = 0.8,
     ratio_b: Annotated[str, typer.Option(help="Of side B: a number, or auto for the planned one.")] = "auto",
-    num_prompts: Annotated[int, typer.Option(help="Prompts, sent at once.")] = 16,
-    input_len: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 600,
-    output_len: Annotated[int, typer.Option(help="Tokens of an answer.")] = 96,
+    num_prompts: Annotated[int, typer.Option(help="Prompts, sent at once.")] = 10,
+    input_len: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 500,
+    output_len: Annotated[int, typer.Option(help="Tokens of an answer.")] = 64,
     rounds: Annotated[int, typer.Option(help="Rounds of A B B A; at least 3 for a verdict.")] = 3,
     patches: Annotated[str, typer.Option(help="Of both sides; see `g4lab serve --help`.")] = "default",
     fresh: Annotated[
@@ -57,7 +57,7 @@ def ratio(
 
     Examples:
 
-    - `g4lab kv ratio tiny-moe --num-prompts 8 --input-len 160 --output-len 24`
+    - `g4lab kv ratio tiny-moe`
     - `g4lab kv ratio 26b-a4b --kv-bytes 12000000000 --num-prompts 80 --input-len 8000 --output-len 1000`
     """
     from rich.console import Console
