@@ -44,7 +44,7 @@ def test_families_are_those_of_the_contract_and_all_have_a_colour(domain):
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        ("_fwd_kernel", "extend attention"),  # seed 001's extend kernel, and with Triton's old suffix
+        ("_fwd_kernel", "extend attention"),  # SGLang's extend kernel, and with Triton's old suffix
         ("_fwd_kernel_0d1d2d3de4de", "extend attention"),
         ("_fwd_kernel_stage1", "decode attention"),
         ("_fwd_grouped_kernel_stage1", "decode attention"),
