@@ -28,7 +28,7 @@ def command(
     Examples:
 
     - `g4lab bundle bundle/`
-    - `g4lab bundle --python 3.12 --torch 2.11 --limit 20MiB --node my-node.toml /tmp/bundle`
+    - `g4lab bundle --python 3.12 --torch 2.11 --limit 20MiB --node my-node.toml bundle`
     """
     from rich.console import Console
     from rich.table import Table

@@ -27,7 +27,7 @@ def inspect(
 
     Example:
 
-    - `g4lab kv inspect /tmp/kv-4711.npz`
+    - `g4lab kv inspect kv-4711.npz`
     """
     from g4lab.kvpool.dump import explain, load
 
