@@ -2,12 +2,12 @@
 
 Build the environment once, outside of the checkout; 0.5.17 wants torch 2.11, and Triton 3.6's interpreter NumPy < 2.4:
 
-    python3.11 -m venv other && cd CHECKOUT
-    other/bin/pip install "torch===2.11.0" "torchvision===0.26.0"
-    grep -vE '^(#|torch|triton|nvidia|sglang|cuda-|numpy)' requirements.lock > /tmp/rest.txt
-    other/bin/pip install --no-deps -r /tmp/rest.txt "numpy<2.4" sglang==0.5.17
-    other/bin/pip install --no-deps -e .
-    other/bin/python .ci/check_sglang.py                    # all of SETS; or name some: all mtp router
+    OTHER=a-new-folder; python3.11 -m venv $OTHER    # in the checkout
+    $OTHER/bin/pip install "torch===2.11.0" "torchvision===0.26.0"
+    grep -vE '^(#|torch|triton|nvidia|sglang|cuda-|numpy)' requirements.lock > $OTHER/rest.txt
+    $OTHER/bin/pip install --no-deps -r $OTHER/rest.txt "numpy<2.4" sglang==0.5.17
+    $OTHER/bin/pip install --no-deps -e .
+    $OTHER/bin/python .ci/check_sglang.py                    # all of SETS; or name some: all mtp router
 
 One line for each set of patches: which are on, which were skipped and why, how often each was called, and whether the
 greedy tokens are those of transformers in fp32. Exits 1 where they are not.
